@@ -1,0 +1,3 @@
+"""autofit finds the fastest fine-tuning configuration that stays inside a memory budget."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What people write and what is recorded: pydantic models and YAML, nothing else."""

@@ -1,0 +1,76 @@
+"""Which configurations may be tried: no-ops are made canonical so that nothing runs twice, fatal ones are refused with the reason.
+
+The rules are those that LLaMA-Factory 0.9.5 and DeepSpeed 0.19 follow, seen by running them:
+LoRA over `all` never adapts the projector; a text model has no tower to freeze; offloading needs a ZeRO stage; with everything
+frozen there is no gradient; `pure_bf16` excludes ZeRO-3; cutting an image's tokens crashes when such a sample is drawn.
+"""
+
+from autofit.config.model import Model
+from autofit.config.trial import Images, Lora, TrialSpec
+
+MIN_TEXT_TOKENS = 16
+"""Room that a sample needs beside its images: role markers and a first word on either side."""
+
+
+def canonical(spec: TrialSpec, model: Model) -> TrialSpec:
+    """`spec` with every knob that does nothing set to one fixed value; two specs that run alike become equal."""
+    changes: dict[str, object] = {}
+    if spec.method != "lora":
+        changes["lora"] = Lora()
+    if spec.method == "lora" and spec.lora.target == "all":
+        changes["freeze_multi_modal_projector"] = True
+    if not model.is_vision_language:
+        changes |= {"freeze_vision_tower": True, "freeze_multi_modal_projector": True, "images": Images(per_sample=0)}
+    if spec.zero_stage == 0:
+        changes |= {"offload_optimizer": False, "offload_param": False}
+    elif spec.zero_stage != 3:
+        changes["offload_param"] = False
+    if spec.precision != "bf16":
+        changes["pure_bf16"] = False
+    return spec.model_copy(update=changes)
+
+
+def refusal(spec: TrialSpec, model: Model) -> str | None:
+    """Why a canonical `spec` cannot train, or None."""
+    if spec.pure_bf16 and spec.zero_stage == 3:
+        return "pure_bf16 with zero_stage 3: LLaMA-Factory refuses it; ZeRO-3 with bf16 keeps bf16 weights already"
+    if spec.method == "lora" and spec.freeze_language_model and spec.freeze_vision_tower:
+        return "lora with language model and vision tower frozen: no module is left to adapt"
+    if spec.method != "lora" and _all_frozen(spec, model):
+        return "everything is frozen: nothing would be trained"
+    if spec.method == "freeze" and spec.freeze_language_model:
+        return "method freeze trains the last layers of the language model, which freeze_language_model freezes"
+    if model.is_vision_language and spec.images.per_sample:
+        needed = spec.images.per_sample * model.image_tokens(spec.images.max_pixels) + MIN_TEXT_TOKENS
+        if needed > spec.cutoff_len:
+            return (
+                f"cutoff_len {spec.cutoff_len} would cut image tokens: {spec.images.per_sample} image(s) of"
+                f" {spec.images.max_pixels} pixels need {needed}"
+            )
+    return None
+
+
+def compromises(spec: TrialSpec, wanted: TrialSpec) -> list[str]:
+    """What `spec` gives up of the training that `wanted` describes: data, trained parts, precision. Empty: nothing."""
+    given_up = []
+    if spec.cutoff_len < wanted.cutoff_len:
+        given_up.append(f"cutoff_len {spec.cutoff_len} instead of {wanted.cutoff_len}")
+    if spec.method != wanted.method and wanted.method == "full":
+        given_up.append(f"{spec.method} instead of full")
+    elif spec.method != wanted.method and (spec.method, wanted.method) == ("lora", "freeze"):
+        given_up.append("lora instead of freeze")
+    for part in ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"):
+        if spec.method == wanted.method and getattr(spec, part) and not getattr(wanted, part):
+            given_up.append(f"{part.removeprefix('freeze_').replace('_', ' ')} frozen")
+    if spec.precision != wanted.precision and wanted.precision == "fp32":
+        given_up.append(f"{spec.precision} instead of fp32")
+    if spec.pure_bf16 and not wanted.pure_bf16:
+        given_up.append("pure bf16 instead of fp32 masters")
+    if spec.method == "lora" and wanted.method == "lora" and spec.lora.rank < wanted.lora.rank:
+        given_up.append(f"lora rank {spec.lora.rank} instead of {wanted.lora.rank}")
+    return given_up
+
+
+def _all_frozen(spec: TrialSpec, model: Model) -> bool:
+    vision_frozen = not model.is_vision_language or (spec.freeze_vision_tower and spec.freeze_multi_modal_projector)
+    return spec.freeze_language_model and vision_frozen

@@ -1,0 +1,107 @@
+"""What a trial comes back with: `result.json`, written by the worker and read by the driver.
+
+No measurement is None, never 0 or -1.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from autofit.config.base import Frozen
+
+WorkerOutcome = Literal["COMPLETED", "OOM", "HOST_OOM", "DATA_ERROR", "CRASHED"]
+Outcome = Literal[
+    "COMPLETED",
+    "OOM",
+    "HOST_OOM",
+    "GROWTH",
+    "THRASH",
+    "TIMEOUT",
+    "HANG",
+    "DATA_ERROR",
+    "CRASHED",
+    "SKIPPED",
+    "PREDICTED",
+]
+Phase = Literal["start", "load", "forward", "backward", "optimizer_step", "eval", "save"]
+
+OUTCOMES_OUT_OF_MEMORY = frozenset({"OOM", "HOST_OOM"})
+
+
+class RankResult(Frozen):
+    """One rank's own figures. Bytes and seconds."""
+
+    rank: int = Field(ge=0)
+    outcome: WorkerOutcome
+    phase: Phase | None = None
+    error_type: str | None = None
+    message: str | None = None
+    requested_bytes: int | None = None
+    allocated_bytes: int | None = None
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    phase_peak_bytes: dict[str, int] = {}
+    """Phase -> highest peak_device_bytes seen in it."""
+    step_peak_bytes: list[int] = []
+    """peak_device_bytes of each optimizer step, warm-up included."""
+    step_seconds: list[float] = []
+    """Seconds of each optimizer step, warm-up included; the device is synchronised at both ends."""
+    baseline_bytes: int | None = None
+    """Memory the process (CPU) or the device (CUDA) held before the model was built; not part of the peaks on the CPU."""
+    num_alloc_retries: int | None = None
+    """CUDA: times the caching allocator had to release its blocks and try again."""
+
+
+class TrialResult(Frozen):
+    """The job's result: the worst of all ranks for memory, the whole job for speed."""
+
+    schema_version: Literal[1] = 1
+    outcome: Outcome
+    phase: Phase | None = None
+    """Where it ended; for COMPLETED, the phase of the peak."""
+    error_type: str | None = None
+    message: str | None = None
+    failed_rank: int | None = None
+    requested_bytes: int | None = None
+    """OOM: bytes of the allocation that failed, where the message tells."""
+    allocated_bytes: int | None = None
+    """OOM: bytes that were allocated then, where it is known."""
+    peak_allocated_bytes: int | None = None
+    """Tensors, maximum over ranks (`max_memory_allocated`); None on the CPU."""
+    peak_reserved_bytes: int | None = None
+    """The caching allocator's segments, maximum over ranks; None on the CPU."""
+    peak_device_bytes: int | None = None
+    """What the device loses, maximum over ranks: this decides whether it fits. On the CPU: growth of the physical peak."""
+    step_time_seconds: float | None = Field(default=None, gt=0)
+    """Median of the timed optimizer steps."""
+    samples_per_second: float | None = Field(default=None, gt=0)
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    """Padded tokens, whole job."""
+    effective_tokens_per_second: float | None = Field(default=None, gt=0)
+    """Tokens without padding, whole job."""
+    timed_steps: int | None = None
+    losses: list[float] = []
+    """Mean loss of each optimizer step, warm-up included."""
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    precision_mode: str | None = None
+    """In words, for example `bf16 autocast, fp32 masters`."""
+    memory_limit: str | None = None
+    """How the budget was enforced, for example `RLIMIT_DATA` or `allocator cap (emulated)`; None: it was not."""
+    not_measured: list[str] = []
+    """What this run could not measure, in words."""
+    versions: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    timings: dict[str, float] = {}
+    """Seconds by part of the worker's life: import, load, train, total."""
+    ranks: list[RankResult] = []
+
+    @model_validator(mode="after")
+    def _complete_means_measured(self) -> Self:
+        if self.outcome in {"COMPLETED", "GROWTH", "THRASH"}:
+            needed = ("peak_device_bytes", "step_time_seconds", "samples_per_second", "tokens_per_second")
+            lacking = [name for name in needed if getattr(self, name) is None]
+            if lacking:
+                raise ValueError(f"outcome {self.outcome} without {', '.join(lacking)}")
+        return self

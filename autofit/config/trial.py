@@ -1,0 +1,109 @@
+"""A trial spec: one fully resolved configuration, and the order under which the worker runs it."""
+
+import hashlib
+import json
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from autofit.config.base import Frozen
+from autofit.config.model import Model, ModelRef
+
+Precision = Literal["bf16", "fp16", "fp32"]
+Method = Literal["full", "lora", "freeze"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
+
+
+class Lora(Frozen):
+    """Low-rank adapters; read only when `method` is lora."""
+
+    rank: PositiveInt = 8
+    """Rank of the adapter matrices."""
+    target: str = "all"
+    """`all` (every linear layer outside lm_head, as LLaMA-Factory finds them) or comma-separated module names."""
+
+
+class Images(Frozen):
+    """What one sample carries; read only for a model with a vision tower."""
+
+    per_sample: int = Field(default=1, ge=0, le=64)
+    """Images in each sample."""
+    max_pixels: int = Field(default=589_824, ge=28 * 28, le=2**26)
+    """Pixels of the largest image (LLaMA-Factory `image_max_pixels`)."""
+
+
+class TrialSpec(Frozen):
+    """One configuration of a fine-tuning run. Names are those of LLaMA-Factory and DeepSpeed."""
+
+    model: ModelRef
+    method: Method = "full"
+    """What is trained: every parameter that is not frozen, low-rank adapters, or the last layers (LLaMA-Factory `freeze`)."""
+    lora: Lora = Lora()
+    precision: Precision = "bf16"
+    """Arithmetic of forward and backward."""
+    pure_bf16: bool = False
+    """Weights, gradients and moments in bf16; False keeps fp32 masters of what is trained."""
+    optimizer: Optimizer = "adamw_torch"
+    micro_batch_size: PositiveInt = 1
+    """Samples per device per forward."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Forwards per optimizer step."""
+    cutoff_len: int = Field(default=2048, ge=8, le=2**22)
+    """Tokens kept per sample."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage; 0 is no DeepSpeed (DDP on several devices)."""
+    offload_optimizer: bool = False
+    """Optimizer state in host memory; needs ZeRO 1-3."""
+    offload_param: bool = False
+    """Parameters in host memory; needs ZeRO 3."""
+    num_gpus: PositiveInt = 1
+    """Devices, one rank each (data parallel)."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in backward."""
+    freeze_vision_tower: bool = True
+    freeze_multi_modal_projector: bool = True
+    freeze_language_model: bool = False
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    fused_cross_entropy: bool = False
+    """Liger kernels."""
+    images: Images = Images()
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples per optimizer step over all devices."""
+        return self.micro_batch_size * self.gradient_accumulation_steps * self.num_gpus
+
+    def config_key(self) -> str:
+        """Digest of the whole spec: equal for equal configurations. Canonicalise first (`legality.canonical`)."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Measure(Frozen):
+    """How long a trial runs."""
+
+    warmup_steps: int = Field(default=2, ge=1, le=1000)
+    """Optimizer steps before timing starts; the first also allocates the optimizer state."""
+    steps: int = Field(default=5, ge=1, le=100_000)
+    """Optimizer steps that are timed."""
+
+
+class RunSpec(Frozen):
+    """`spec.json`: what the worker reads. Written by the driver, one file a trial."""
+
+    schema_version: Literal[1] = 1
+    trial: TrialSpec
+    model: Model
+    engine: Literal["transformers", "llamafactory"] = "transformers"
+    device: Literal["cuda", "cpu"]
+    measure: Measure
+    memory_budget_bytes: PositiveInt | None = None
+    """Peak that each rank may reach; enforced, so that an OOM is a real allocation failure. None: whatever the device has."""
+    seed: int = 0
+    record_losses: bool = True
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        if not (self.model.config or self.model.path or self.model.id):
+            raise ValueError("the model has neither a config, nor a folder, nor a hub id")
+        return self
