@@ -213,9 +213,7 @@ def _global_batch(space: SearchSpace, num_gpus: int) -> int | None:
     if space.global_batch_size is not None:
         return space.global_batch_size
     micro = int(space.reference.get("micro_batch_size", space.fixed.get("micro_batch_size", 1)))
-    accumulation = int(
-        space.reference.get("gradient_accumulation_steps", space.fixed.get("gradient_accumulation_steps", 1))
-    )
+    accumulation = int(space.reference.get("gradient_accumulation_steps", space.fixed.get("gradient_accumulation_steps", 1)))
     return micro * accumulation * num_gpus
 
 
