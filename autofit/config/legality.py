@@ -1,4 +1,4 @@
-"""Which configurations may be tried: no-ops are made canonical so that nothing runs twice, fatal ones are refused with the reason.
+"""Which configurations may be tried: no-ops are made canonical so that nothing runs twice, fatal ones are refused, with reason.
 
 The rules are those that LLaMA-Factory 0.9.5 and DeepSpeed 0.19 follow, seen by running them:
 LoRA over `all` never adapts the projector; a text model has no tower to freeze; offloading needs a ZeRO stage; with everything
