@@ -1,0 +1,224 @@
+"""Runs one trial on this machine and says how it ended.
+
+The worker tells by files: `heartbeat.rank<N>.json` while it lives, `result.json` when it has something to say. What it
+cannot say itself the launcher does: TIMEOUT (still making progress, but over its time), HANG (alive, no progress),
+HOST_OOM (the kernel killed it for memory), CRASHED (no result, or one that cannot be read).
+"""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from autofit.config.base import describe
+from autofit.config.hardware import Hardware
+from autofit.config.result import Phase, TrialResult
+from autofit.config.trial import RunSpec
+from autofit.errors import LaunchError
+from autofit.launch import gpus
+from autofit.launch.environment import worker_variables
+from autofit.launch.processes import POLL_SECONDS, ProcessGroup, end_leftover, write_atomically
+from autofit.resources import worker_entry
+
+RESULT_FILE = "result.json"
+SPEC_FILE = "spec.json"
+_STALE = ("result.json", "rank*.json", "heartbeat.rank*.json", "metrics*.jsonl", "stdout.log", "stderr.log", "process.json")
+_MEMORY_SLACK = 256 * 1024**2
+_STACK_DUMP_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds that a trial may take."""
+
+    trial: float = 1800.0
+    """In all, start-up included."""
+    load: float = 900.0
+    """Without progress before the first forward: reading weights, building kernels."""
+    hang: float = 180.0
+    """Without progress from then on."""
+    term_grace: float = 5.0
+    """Between SIGTERM and SIGKILL."""
+    memory_back: float = 60.0
+    """Until a GPU's memory is free again after a trial."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Where a running trial is."""
+
+    phase: Phase
+    step: int
+    progress: int
+    """Events over all ranks; what does not grow hangs."""
+    laggard: int
+    """The rank with the fewest events."""
+
+
+class LocalExecutor:
+    """Runs trials, one at a time, in the training environment's interpreter."""
+
+    def __init__(self, python: str, hardware: Hardware, limits: Limits | None = None) -> None:
+        self._python = python
+        self._hardware = hardware
+        self._limits = limits or Limits()
+        cuda = hardware.device == "cuda"
+        self._idle_bytes = {device.uuid: gpus.used_bytes(device) for device in hardware.devices} if cuda else {}
+
+    def run(self, run_dir: Path, spec: RunSpec, on_tick: Callable[[Heartbeat | None], None]) -> TrialResult:
+        """Runs `spec` in `run_dir` to its end. An exception from `on_tick` (the user's Ctrl-C, say) ends the trial.
+
+        Raises:
+            LaunchError: the trial cannot be started, or a device does not give its memory back.
+        """
+        self._wait_for_memory()
+        _prepare(run_dir, spec)
+        argv = [self._python, str(worker_entry()), "run", str(run_dir / SPEC_FILE)]
+        uuids = [device.uuid for device in self._hardware.devices]
+        env = worker_variables(self._python, spec.trial, spec.device, uuids)
+        kills_before = kernel_oom_kills()
+        with ProcessGroup(argv, env, run_dir, self._limits.term_grace) as group:
+            ended = self._watch(group, run_dir, on_tick)
+        if isinstance(ended, TrialResult):
+            return ended
+        return self._read(run_dir, ended, kernel_oom_kills() - kills_before)
+
+    def recover(self, run_dir: Path) -> TrialResult | None:
+        """The result of a trial whose driver was killed, if it had one; ends what is left of it."""
+        end_leftover(run_dir)
+        return self._read(run_dir, 0, 0) if (run_dir / RESULT_FILE).exists() else None
+
+    def _watch(self, group: ProcessGroup, run_dir: Path, on_tick: Callable[[Heartbeat | None], None]) -> TrialResult | int:
+        """Waits for the end: an exit status, or the verdict of the limit that was broken."""
+        started = moved = time.monotonic()
+        last: Heartbeat | None = None
+        while (status := group.poll()) is None:
+            now = time.monotonic()
+            beat = read_heartbeat(run_dir)
+            if beat and (last is None or beat.progress != last.progress):
+                moved = now
+            last = beat or last
+            on_tick(last)
+            training = last is not None and last.phase not in {"start", "load"}
+            if now - moved > (self._limits.hang if training else self._limits.load):
+                return _hang(group, last, now - moved)
+            if now - started > self._limits.trial:
+                phase = last.phase if last else "start"
+                return TrialResult(
+                    outcome="TIMEOUT", phase=phase, message=f"still running after {self._limits.trial:.0f} s, in {phase}"
+                )
+            time.sleep(POLL_SECONDS)
+        return status
+
+    def _read(self, run_dir: Path, status: int, oom_kills: int) -> TrialResult:
+        """`result.json`, or what its absence means."""
+        file = run_dir / RESULT_FILE
+        if file.exists():
+            try:
+                return TrialResult.model_validate_json(file.read_bytes())
+            except ValidationError as error:
+                return _crashed(run_dir, f"the worker wrote an unreadable {RESULT_FILE}: {describe(error, TrialResult)}")
+        if status == -signal.SIGKILL and oom_kills > 0:
+            return TrialResult(
+                outcome="HOST_OOM",
+                phase=_last_phase(run_dir),
+                message="the kernel killed the worker: the host is out of memory",
+            )
+        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return _crashed(run_dir, f"the worker left no {RESULT_FILE} ({how}): {log_tail(run_dir)}")
+
+    def _wait_for_memory(self) -> None:
+        """Returns when every GPU holds no more than it did before the first trial."""
+        deadline = time.monotonic() + self._limits.memory_back
+        for device in self._hardware.devices if self._idle_bytes else ():
+            allowed = self._idle_bytes[device.uuid] + _MEMORY_SLACK
+            while (used := gpus.used_bytes(device)) > allowed:
+                if time.monotonic() > deadline:
+                    raise LaunchError(
+                        f"GPU {device.index} holds {used} bytes, {used - self._idle_bytes[device.uuid]} more than before the"
+                        f" search; processes on it: {gpus.pids_on(device) or 'unknown'}"
+                    )
+                time.sleep(POLL_SECONDS)
+
+
+def read_heartbeat(run_dir: Path) -> Heartbeat | None:
+    """The ranks' heartbeats as one, or None before the first. A torn or missing file counts as no beat."""
+    beats: dict[int, dict[str, object]] = {}
+    for file in run_dir.glob("heartbeat.rank*.json"):
+        try:
+            beats[int(file.name.removeprefix("heartbeat.rank").removesuffix(".json"))] = json.loads(file.read_bytes())
+        except (OSError, ValueError):
+            continue
+    if not beats:
+        return None
+    progress = {rank: int(str(beat["progress"])) for rank, beat in beats.items()}
+    laggard = min(progress, key=lambda rank: progress[rank])
+    slowest = beats[laggard]
+    return Heartbeat(
+        phase=str(slowest["phase"]),  # type: ignore[arg-type]
+        step=int(str(slowest["step"])),
+        progress=sum(progress.values()),
+        laggard=laggard,
+    )
+
+
+def log_tail(run_dir: Path, lines: int = 1) -> str:
+    """The last lines of stderr.log that are not empty."""
+    try:
+        with (run_dir / "stderr.log").open("rb") as stream:
+            stream.seek(0, 2)
+            stream.seek(max(0, stream.tell() - 16_384))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return "no log"
+    return "\n".join([line.strip() for line in text.splitlines() if line.strip()][-lines:]) or "no message in stderr.log"
+
+
+def kernel_oom_kills() -> int:
+    """Processes that the kernel has killed for lack of memory, since boot."""
+    try:
+        with Path("/proc/vmstat").open(encoding="utf-8") as stream:
+            return next((int(line.split()[1]) for line in stream if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0
+
+
+def _prepare(run_dir: Path, spec: RunSpec) -> None:
+    """An empty run folder with the spec in it; what an earlier attempt left goes."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for pattern in _STALE:
+            for file in run_dir.glob(pattern):
+                file.unlink()
+        write_atomically(run_dir / SPEC_FILE, spec.model_dump_json(indent=1))
+    except OSError as error:
+        raise LaunchError(f"cannot write the run folder {run_dir}: {error.strerror or error}") from error
+
+
+def _hang(group: ProcessGroup, last: Heartbeat | None, seconds: float) -> TrialResult:
+    """The verdict on a trial without progress; the stacks of its ranks go to stderr.log first."""
+    if last is not None:  # before the first beat the dump's handler is not there, and the signal would end the process
+        group.signal(signal.SIGUSR1)
+        time.sleep(_STACK_DUMP_SECONDS)
+    where = (
+        f"in {last.phase} of step {last.step}, rank {last.laggard} furthest behind" if last else "before its first sign of life"
+    )
+    return TrialResult(
+        outcome="HANG",
+        phase=last.phase if last else "start",
+        failed_rank=last.laggard if last else None,
+        message=f"no progress for {seconds:.0f} s {where}; stacks are in stderr.log",
+    )
+
+
+def _crashed(run_dir: Path, message: str) -> TrialResult:
+    return TrialResult(outcome="CRASHED", phase=_last_phase(run_dir), message=message)
+
+
+def _last_phase(run_dir: Path) -> Phase:
+    beat = read_heartbeat(run_dir)
+    return beat.phase if beat else "start"
