@@ -20,6 +20,12 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 llamafactory-env: $(LLAMAFACTORY_VENV)/.ready
 
+# what the exports are tested in: LLaMA-Factory on a CPU, apart from the driver's own environment
+LLAMAFACTORY_FILES := scripts/llamafactory-env.sh scripts/llamafactory-constraints.txt scripts/llamafactory_cpu_shims.py
+$(LLAMAFACTORY_VENV)/.ready: $(LLAMAFACTORY_FILES)
+	PYTHON=$(PYTHON) scripts/llamafactory-env.sh $(LLAMAFACTORY_VENV)
+	touch $@
+
 test: setup llamafactory-env
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
