@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from autofit.config.base import describe
 from autofit.config.hardware import Hardware
 from autofit.config.result import Phase, TrialResult
-from autofit.config.trial import RunSpec
+from autofit.config.trial import RunSpec, TrialSpec
 from autofit.errors import LaunchError
 from autofit.launch import gpus
 from autofit.launch.environment import worker_variables
@@ -87,10 +87,14 @@ class LocalExecutor:
             return ended
         return self._read(run_dir, ended, kernel_oom_kills() - kills_before)
 
-    def recover(self, run_dir: Path) -> TrialResult | None:
+    def recover(self, run_dir: Path, trial: TrialSpec) -> TrialResult | None:
         """The result of a trial whose driver was killed, if it had one; ends what is left of it."""
         end_leftover(run_dir)
-        return self._read(run_dir, 0, 0) if (run_dir / RESULT_FILE).exists() else None
+        try:
+            ran = RunSpec.model_validate_json((run_dir / SPEC_FILE).read_bytes()).trial
+        except (OSError, ValidationError):
+            return None
+        return self._read(run_dir, 0, 0) if ran == trial and (run_dir / RESULT_FILE).exists() else None
 
     def _watch(self, group: ProcessGroup, run_dir: Path, on_tick: Callable[[Heartbeat | None], None]) -> TrialResult | int:
         """Waits for the end: an exit status, or the verdict of the limit that was broken."""
