@@ -212,27 +212,26 @@ def _global_batch(space: SearchSpace, num_gpus: int) -> int | None:
         return None
     if space.global_batch_size is not None:
         return space.global_batch_size
-    micro = int(space.reference.get("micro_batch_size", space.fixed.get("micro_batch_size", 1)))
-    accumulation = int(space.reference.get("gradient_accumulation_steps", space.fixed.get("gradient_accumulation_steps", 1)))
+    given = {**space.fixed, **space.reference}
+    micro, accumulation = given.get("micro_batch_size", 1), given.get("gradient_accumulation_steps", 1)
+    if not isinstance(micro, int) or not isinstance(accumulation, int):
+        raise UsageError(f"space {space.name}: the reference's batch is no whole number: {micro} x {accumulation}")
     return micro * accumulation * num_gpus
 
 
 def _spec(space: SearchSpace, assignment: dict[str, Any], num_gpus: int, global_batch: int | None) -> TrialSpec | None:
     """The spec of one assignment; None when it cannot make up the global batch."""
-    fields = {**space.fixed, **assignment, "model": space.model, "num_gpus": num_gpus}
-    if global_batch is not None:
-        per_forward = int(fields.get("micro_batch_size", 1)) * num_gpus
-        accumulation, rest = divmod(global_batch, per_forward)
-        if rest or not accumulation:
-            return None
-        listed = space.knobs.get("gradient_accumulation_steps")
-        if listed is not None and accumulation not in listed:
-            return None
-        fields["gradient_accumulation_steps"] = accumulation
     try:
-        return TrialSpec.model_validate(fields)
+        spec = TrialSpec.model_validate({**space.fixed, **assignment, "model": space.model, "num_gpus": num_gpus})
     except ValidationError as error:
         raise UsageError(f"space {space.name}: {describe(error, TrialSpec)}") from error
+    if global_batch is None:
+        return spec
+    accumulation, rest = divmod(global_batch, spec.micro_batch_size * num_gpus)
+    listed = space.knobs.get("gradient_accumulation_steps")
+    if rest or not accumulation or (listed is not None and accumulation not in listed):
+        return None
+    return spec.model_copy(update={"gradient_accumulation_steps": accumulation})
 
 
 def _check_name(name: str, valid: tuple[str, ...] | list[str], what: str) -> None:
