@@ -1,0 +1,126 @@
+"""The DeepSpeed configuration of a trial: LLaMA-Factory's examples (`examples/deepspeed/ds_z*_config.json`), stage by stage.
+
+The trials run with the same values, because the worker holds the same function (a test compares them).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from autofit.config.model import Model
+from autofit.config.trial import TrialSpec
+from autofit.errors import UsageError
+from autofit.export.source import Source
+
+FILE = "ds_config.json"
+_BUCKET = 500_000_000
+_LIVE = 1_000_000_000
+
+
+def deepspeed_config(spec: TrialSpec) -> dict[str, Any] | None:
+    """What the Hugging Face integration reads (it fills in each `auto`); None without DeepSpeed (`zero_stage` 0).
+
+    Counts are whole numbers where the examples write 5e8, which YAML would read as text.
+    """
+    if spec.zero_stage == 0:
+        return None
+    return {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "fp16": {
+            "enabled": "auto",
+            "loss_scale": 0,
+            "loss_scale_window": 1000,
+            "initial_scale_power": 16,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        },
+        "bf16": {"enabled": "auto"},
+        "zero_optimization": {
+            "stage": spec.zero_stage,
+            **_offload(spec),
+            **(_stage_3() if spec.zero_stage == 3 else _stages_1_2()),
+        },
+    }
+
+
+def standalone_config(spec: TrialSpec, model: Model) -> dict[str, Any] | None:
+    """`deepspeed_config` with every `auto` replaced by its value, so that plain DeepSpeed reads it too.
+
+    The stage 3 values follow transformers' `HfTrainerDeepSpeedConfig`; they stay `auto` where the hidden size is unknown.
+    """
+    config = deepspeed_config(spec)
+    if config is None:
+        return None
+    config |= {
+        "train_batch_size": spec.global_batch_size,
+        "train_micro_batch_size_per_gpu": spec.micro_batch_size,
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+        "gradient_clipping": 1.0,  # TrainingArguments.max_grad_norm
+        "fp16": {**config["fp16"], "enabled": spec.precision == "fp16"},
+        "bf16": {"enabled": spec.precision == "bf16"},
+    }
+    text = (model.config or {}).get("text_config") or model.config or {}
+    if spec.zero_stage == 3 and "hidden_size" in text:
+        hidden = int(text["hidden_size"])
+        config["zero_optimization"] |= {
+            "reduce_bucket_size": hidden * hidden,
+            "stage3_prefetch_bucket_size": int(0.9 * hidden * hidden),
+            "stage3_param_persistence_threshold": 10 * hidden,
+        }
+    return config
+
+
+def render(source: Source) -> dict[str, str]:
+    """`ds_config.json`.
+
+    Raises:
+        UsageError: the trial ran without DeepSpeed.
+    """
+    config = standalone_config(source.spec, source.model)
+    if source.result and config is None:
+        raise UsageError(
+            f"trial {source.trial.trial_number} ran without DeepSpeed (zero_stage 0); "
+            "export it with --launcher llamafactory or transformers"
+        )
+    return {FILE: json.dumps(config, indent=2) + "\n"}
+
+
+def command(source: Source, out_dir: Path) -> str:
+    """DeepSpeed runs the user's own program."""
+    return f"deepspeed --num_gpus {source.spec.num_gpus} YOUR_PROGRAM.py --deepspeed {out_dir / FILE}"
+
+
+def _offload(spec: TrialSpec) -> dict[str, Any]:
+    to_host = {"device": "cpu", "pin_memory": True}
+    wanted = {"offload_optimizer": spec.offload_optimizer, "offload_param": spec.offload_param}
+    return {name: dict(to_host) for name, yes in wanted.items() if yes}
+
+
+def _stages_1_2() -> dict[str, Any]:
+    return {
+        "allgather_partitions": True,
+        "allgather_bucket_size": _BUCKET,
+        "overlap_comm": False,
+        "reduce_scatter": True,
+        "reduce_bucket_size": _BUCKET,
+        "contiguous_gradients": True,
+        "round_robin_gradients": True,
+    }
+
+
+def _stage_3() -> dict[str, Any]:
+    return {
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "sub_group_size": _LIVE,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": _LIVE,
+        "stage3_max_reuse_distance": _LIVE,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    }

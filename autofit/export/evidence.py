@@ -1,0 +1,119 @@
+"""What a trial proved, in lines of prose for the comments of an exported file. Says nothing that was not measured."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from autofit.config.record import StudyRecord, TrialRecord
+from autofit.config.result import TrialResult
+from autofit.export.source import Source
+from autofit.units import format_bytes, format_seconds
+
+NEVER_RUN = frozenset({"PREDICTED", "SKIPPED"})
+
+
+def evidence(source: Source) -> list[str]:
+    """One fact a line: origin, outcome, memory against the budget, speed against the reference, data, device, software."""
+    study, trial, result = source.study, source.trial, source.result
+    return [
+        f"autofit {study.autofit_version}: study {_one_line(study.name)}, trial {trial.trial_number} ({trial.purpose})",
+        f"outcome: {_outcome(result)}{_when(trial.finished_at)}",
+        f"memory: {_memory(study, result)}",
+        f"speed: {_speed(source)}",
+        _data(source),
+        f"device: {source.spec.num_gpus} rank(s) on {_device(study)}",
+        f"engine: {study.engine}; {_versions(result)}",
+    ]
+
+
+def warning(result: TrialResult) -> str | None:
+    """Why the files should not be trusted to run, if the trial did not run to its end."""
+    if result.outcome == "COMPLETED":
+        return None
+    if result.outcome in NEVER_RUN:
+        return (
+            f"NOT MEASURED: this configuration is {result.outcome}, it was never run; exported because its number was asked for"
+        )
+    return f"NOT A FIT: this configuration ended {_outcome(result)}; exported because its number was asked for"
+
+
+def speed_ratio(source: Source) -> float | None:
+    """Samples per second over the reference's; None if either was not measured, or the trial is the reference."""
+    reference = source.reference
+    if reference is None or reference.result is None or reference.trial_number == source.trial.trial_number:
+        return None
+    mine, theirs = source.result.samples_per_second, reference.result.samples_per_second
+    return mine / theirs if mine and theirs else None
+
+
+def _outcome(result: TrialResult) -> str:
+    return f"{result.outcome} in {result.phase}" if result.outcome != "COMPLETED" and result.phase else result.outcome
+
+
+def _when(moment: datetime | None) -> str:
+    return f" on {moment:%Y-%m-%d %H:%M %Z}".rstrip() if moment else ""
+
+
+def _memory(study: StudyRecord, result: TrialResult) -> str:
+    limit = f"; enforced by {result.memory_limit}" if result.memory_limit else "; not enforced"
+    budget = f"budget {format_bytes(study.memory_budget_bytes)} a rank ({format_bytes(study.gpu_mem_bytes)} asked for){limit}"
+    if result.peak_device_bytes is None:
+        return f"peak not measured, {budget}"
+    share = result.peak_device_bytes / study.memory_budget_bytes
+    return f"measured peak {format_bytes(result.peak_device_bytes)}, worst rank ({share:.0%} of the budget), {budget}"
+
+
+def _speed(source: Source) -> str:
+    result = source.result
+    if result.samples_per_second is None or result.tokens_per_second is None:
+        return "not measured"
+    text = (
+        f"measured {result.samples_per_second:.4g} samples/s, {result.tokens_per_second:.4g} tokens/s,"
+        f" {format_seconds(result.step_time_seconds)} an optimizer step"
+    )
+    if result.timed_steps:
+        text += f" (median of {result.timed_steps})"
+    reference, ratio = source.reference, speed_ratio(source)
+    if reference is not None and reference.trial_number == source.trial.trial_number:
+        return f"{text}; this is the reference itself"
+    if ratio is None or reference is None or reference.result is None:
+        ended = f": trial {reference.trial_number} ended {reference.result.outcome}" if reference and reference.result else ""
+        return f"{text}; no speed of the reference to compare with{ended}"
+    theirs = reference.result.samples_per_second
+    return f"{text}; {ratio:.2f} x the reference (trial {reference.trial_number}, {theirs:.4g} samples/s)"
+
+
+def _data(source: Source) -> str:
+    if source.result.outcome in NEVER_RUN:
+        return "data: none, for this configuration was never run"
+    spec = source.spec
+    images = f", {spec.images.per_sample} image(s) of {spec.images.max_pixels} pixels" if source.uses_images else ""
+    return f"data: measured on a synthetic worst batch, every sample {spec.cutoff_len} tokens{images}; not on your dataset"
+
+
+def _device(study: StudyRecord) -> str:
+    hardware = study.hardware
+    names = ", ".join(dict.fromkeys(_one_line(device.name) for device in hardware.devices)) or hardware.device
+    driver = f", driver {_one_line(hardware.driver_version)}" if hardware.driver_version else ""
+    return f"{names}{driver}"
+
+
+def _versions(result: TrialResult) -> str:
+    return (
+        ", ".join(f"{_one_line(name)} {_one_line(version)}" for name, version in result.versions.items())
+        or "versions not recorded"
+    )
+
+
+def _one_line(text: str) -> str:
+    """Names come from people and drivers; a line break in one would end the comment and start YAML."""
+    return " ".join(text.split())
+
+
+def reference_trial(study: StudyRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The first trial that ran the space's reference, or None."""
+    for trial in sorted(trials, key=lambda each: each.trial_number):
+        if trial.purpose == "search" and all(
+            getattr(trial.spec, name, value) == value for name, value in study.space.reference.items()
+        ):
+            return trial
+    return None

@@ -1,0 +1,114 @@
+"""Plain Hugging Face Trainer: `train_args.json` (TrainingArguments) and `model.json` (what to load, adapt and freeze).
+
+    parser = HfArgumentParser(TrainingArguments); (args,) = parser.parse_json_file("train_args.json")
+
+The DeepSpeed config is inside the first, so that one file cannot contradict another.
+"""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from autofit.config.trial import TrialSpec
+from autofit.export.deepspeed import deepspeed_config
+from autofit.export.evidence import evidence, warning
+from autofit.export.llamafactory import FREEZE_TRAINABLE_LAYERS, LEARNING_RATE, needs_torchrun
+from autofit.export.source import Source
+
+ARGUMENTS_FILE = "train_args.json"
+MODEL_FILE = "model.json"
+
+
+def render(source: Source) -> dict[str, str]:
+    """`train_args.json` and `model.json`.
+
+    Raises:
+        UsageError: the model has no weights.
+    """
+    return {ARGUMENTS_FILE: _json(_arguments(source)), MODEL_FILE: _json(_model(source))}
+
+
+def command(source: Source, out_dir: Path) -> str:
+    """The training program is the user's own."""
+    start = f"torchrun --nproc-per-node {source.spec.num_gpus}" if needs_torchrun(source.spec) else "python"
+    return f"{start} YOUR_PROGRAM.py {shlex.quote(str(out_dir / ARGUMENTS_FILE))}"
+
+
+def _arguments(source: Source) -> dict[str, Any]:
+    spec = source.spec
+    arguments: dict[str, Any] = {
+        "output_dir": source.output_dir,
+        "per_device_train_batch_size": spec.micro_batch_size,
+        "per_device_eval_batch_size": spec.micro_batch_size,
+        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
+        "optim": spec.optimizer,
+        "bf16": spec.precision == "bf16" and (not spec.pure_bf16 or spec.zero_stage > 0),
+        "fp16": spec.precision == "fp16",
+        "gradient_checkpointing": spec.gradient_checkpointing,
+        "num_train_epochs": 3.0,
+        "learning_rate": LEARNING_RATE[spec.method],
+        "lr_scheduler_type": "cosine",
+        **_warmup(source),
+        "logging_steps": 10,
+        "save_steps": 500,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "seed": 42,
+    }
+    if spec.gradient_checkpointing:
+        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
+    if spec.fused_cross_entropy:
+        arguments["use_liger_kernel"] = True
+    if source.study.hardware.device == "cpu" and spec.precision != "fp32":
+        arguments["use_cpu"] = True
+    if (config := deepspeed_config(spec)) is not None:
+        arguments["deepspeed"] = config
+    return arguments
+
+
+def _warmup(source: Source) -> dict[str, float]:
+    """A tenth of the steps. transformers 5 took `warmup_ratio` away and lets `warmup_steps` be a fraction."""
+    major = source.result.versions.get("transformers", "5").split(".")[0]
+    return {"warmup_ratio" if major.isdigit() and int(major) < 5 else "warmup_steps": 0.1}
+
+
+def _model(source: Source) -> dict[str, Any]:
+    spec = source.spec
+    description: dict[str, Any] = {
+        "model_name_or_path": source.model_name_or_path(),
+        "method": spec.method,
+        "dtype": _loaded_dtype(spec),
+        "trainable_dtype": _trainable_dtype(spec),
+        "attn_implementation": None if spec.attention == "auto" else spec.attention,
+        "cutoff_len": spec.cutoff_len,
+    }
+    if source.uses_images:
+        description["image_max_pixels"] = spec.images.max_pixels
+    if spec.method == "lora":
+        rank = spec.lora.rank
+        description["lora"] = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.0, "target": spec.lora.target}
+    if spec.method == "freeze":
+        description["trainable_layers"] = FREEZE_TRAINABLE_LAYERS
+    if source.model.is_vision_language:
+        description["freeze"] = {
+            "vision_tower": spec.freeze_vision_tower,
+            "multi_modal_projector": spec.freeze_multi_modal_projector,
+            "language_model": spec.freeze_language_model,
+        }
+    failed = warning(source.result)
+    description["evidence"] = [*([failed] if failed else []), *evidence(source)]
+    return description
+
+
+def _loaded_dtype(spec: TrialSpec) -> str:
+    return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[spec.precision]
+
+
+def _trainable_dtype(spec: TrialSpec) -> str:
+    """What is trained is kept in fp32, unless pure_bf16; under DeepSpeed the fp32 masters are its own."""
+    return _loaded_dtype(spec) if spec.pure_bf16 or spec.zero_stage > 0 else "float32"
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
