@@ -35,6 +35,10 @@ class ModelRef(Frozen):
             raise ValueError(f"name the model in exactly one way: preset, path, id or config (got {given or 'none'})")
         return self
 
+    def __hash__(self) -> int:
+        """Leaves the inline config out, a dict; equal references still hash alike."""
+        return hash((self.preset, self.path, self.id))
+
     @classmethod
     def from_text(cls, text: str) -> Self:
         """What `--model` accepts: the name of a preset, an existing folder, or a hub id.

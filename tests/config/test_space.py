@@ -149,6 +149,13 @@ def test_conditions_couple_knobs(tiny: dict[str, Any], tmp_path: Path) -> None:
     assert {p.zero_stage for p in points if p.method == "full"} == {0, 2, 3}
 
 
+def test_an_inline_config_is_a_model_like_any_other(tiny: dict[str, Any], tmp_path: Path) -> None:
+    config = resolve_model(ModelRef(preset="tiny-qwen2.5-vl")).config
+    space = SearchSpace.load(written({**tiny, "model": {"config": config}}, tmp_path))
+    by_name = legal("tiny_qwen2_5_vl", 2)
+    assert len(enumerate_space(space, resolve_model(space.model), 2).points) == len(by_name.points)
+
+
 def test_a_free_global_batch_keeps_the_accumulation_as_a_knob(tiny: dict[str, Any], tmp_path: Path) -> None:
     content = {**tiny, "global_batch_size": "free"}
     content["knobs"] = {**tiny["knobs"], "gradient_accumulation_steps": [1, 4]}

@@ -1,0 +1,1 @@
+"""Which configuration to try next: the only room that imports Optuna."""

@@ -1,0 +1,59 @@
+"""Distances and dominance between points of an enumerated space. No Optuna here."""
+
+from collections.abc import Iterable, Sequence
+
+from autofit.config.space import LegalSpace, Value
+from autofit.config.trial import TrialSpec
+
+GROWS_WITH = ("micro_batch_size", "cutoff_len")
+"""Knobs of which more always needs more memory, everything else equal. (Not so checkpointing, freezing or ZeRO stages: fewer
+trainable parts can need more.)"""
+
+
+def position(value: Value, values: Sequence[Value]) -> float:
+    """Where a knob's value lies among its ordered values, 0 to 1."""
+    return values.index(value) / (len(values) - 1)
+
+
+def distance(a: TrialSpec, b: TrialSpec, knobs: dict[str, tuple[Value, ...]]) -> float:
+    """Sum over the varying knobs: the gap in position for numbers, 0 or 1 for names and flags."""
+    total = 0.0
+    for name, values in knobs.items():
+        left, right = getattr(a, name), getattr(b, name)
+        if isinstance(left, int) and not isinstance(left, bool):
+            total += abs(position(left, values) - position(right, values))
+        else:
+            total += float(left != right)
+    return total
+
+
+def nearest(wanted: TrialSpec, candidates: Sequence[TrialSpec], space: LegalSpace) -> TrialSpec:
+    """The candidate closest to `wanted`; the first in enumeration order where several are."""
+    return min(candidates, key=lambda point: distance(wanted, point, space.knobs))
+
+
+def most_distant(candidates: Sequence[TrialSpec], tried: Sequence[TrialSpec], space: LegalSpace) -> TrialSpec:
+    """The candidate whose nearest tried point is furthest away (maximin design): what is known least about."""
+    return max(candidates, key=lambda point: min((distance(point, other, space.knobs) for other in tried), default=0.0))
+
+
+def cannot_fit(point: TrialSpec, out_of_memory: Iterable[TrialSpec]) -> TrialSpec | None:
+    """A configuration that ran out of memory and needs no more than `point` does, or None.
+
+    `point` needs at least as much where it differs from that one only by a larger micro-batch (with the accumulation that
+    keeps the global batch) or a longer cutoff_len.
+    """
+    for failed in out_of_memory:
+        larger = all(getattr(point, name) >= getattr(failed, name) for name in GROWS_WITH)
+        if larger and _comparable(point) == _comparable(failed) and _accumulates(point) >= _accumulates(failed):
+            return failed
+    return None
+
+
+def _comparable(spec: TrialSpec) -> TrialSpec:
+    return spec.model_copy(update={**dict.fromkeys(GROWS_WITH, 1), "gradient_accumulation_steps": 1})
+
+
+def _accumulates(spec: TrialSpec) -> bool:
+    """Whether gradients live on between forwards: without accumulation a step can need less."""
+    return spec.gradient_accumulation_steps > 1
