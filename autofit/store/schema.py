@@ -1,0 +1,129 @@
+"""Which revision a database has, and how it gets the newest. Alembic is imported only to upgrade."""
+
+import re
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from autofit.errors import StoreError
+from autofit.resources import resource_dir
+from autofit.store.sqlite import check_file, connect, explain
+
+_REVISION = re.compile(r"\d{4}")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The revision of a database beside the newest that this autofit knows."""
+
+    revision: str | None
+    """None: an empty file."""
+    head: str
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing is to be done."""
+        return self.revision == self.head
+
+
+def head_revision() -> str:
+    """The newest revision in `db/versions/`, whose files begin with it (0001, 0002, ...)."""
+    return max(file.name[:4] for file in (resource_dir("db") / "versions").glob("[0-9]*.py"))
+
+
+def read_schema(connection: sqlite3.Connection, file: Path) -> Schema:
+    """The revision of an open database.
+
+    Raises:
+        StoreError: another program's database, or one that a newer autofit has upgraded.
+    """
+    try:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        found = (
+            [name for (name,) in connection.execute("SELECT version_num FROM alembic_version")]
+            if "alembic_version" in tables
+            else []
+        )
+    except sqlite3.Error as error:
+        raise explain(error, file) from error
+    head = head_revision()
+    if not tables:
+        return Schema(None, head)
+    if len(found) != 1 or not _REVISION.fullmatch(found[0]):
+        seen = f"revision {found[0]}" if found else f"tables {', '.join(sorted(tables)[:3])}"
+        raise StoreError(f"database {file} belongs to another program ({seen}); name another with --db")
+    if found[0] > head:
+        raise StoreError(
+            f"database {file} has schema revision {found[0]}, this autofit knows up to {head};"
+            " upgrade autofit (pip install -U autofit-llm) or name another database with --db"
+        )
+    return Schema(found[0], head)
+
+
+def require_current(schema: Schema, file: Path) -> None:
+    """
+    Raises:
+        StoreError: the database is empty or older than this autofit.
+    """
+    if schema.revision is None:
+        raise StoreError(f"database {file} is empty; `autofit search` fills it, or name another with --db")
+    if not schema.is_current:
+        raise StoreError(
+            f"database {file} has schema revision {schema.revision}, this autofit needs {schema.head};"
+            f" copy the file, then run: autofit --db {file} db upgrade"
+        )
+
+
+def current(file: Path) -> Schema:
+    """The revision of the database in `file`, which is not changed.
+
+    Raises:
+        StoreError: no database that can be read, another program's, or a newer one.
+    """
+    check_file(file, create=False)
+    try:
+        with closing(connect(file, read_only=True)) as connection:
+            return read_schema(connection, file)
+    except sqlite3.Error as error:
+        raise explain(error, file) from error
+
+
+def upgrade(file: Path) -> Schema:
+    """Brings `file` to the newest revision, creating it if need be; returns what it was before.
+
+    All migrations run in one transaction: after any failure the database is as it was. Two processes may upgrade at once; the
+    second waits and finds nothing to do.
+
+    Raises:
+        StoreError: as `current`, or a migration that fails.
+    """
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    check_file(file, create=True)
+    config = Config()
+    config.set_main_option("script_location", str(resource_dir("db")).replace("%", "%%"))
+    try:
+        with closing(connect(file, read_only=False)) as raw:
+            # A table is changed by copying it, which foreign keys would follow; they cannot be switched inside a transaction.
+            raw.execute("PRAGMA foreign_keys = OFF")
+            engine = create_engine("sqlite://", creator=lambda: raw, poolclass=NullPool)
+            with engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                before = read_schema(raw, file)
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                if broken := raw.execute("PRAGMA foreign_key_check").fetchone():
+                    raise StoreError(
+                        f"database {file}: the upgrade would break a reference in table {broken[0]}; nothing was changed"
+                    )
+                connection.commit()
+    except sqlite3.Error as error:
+        raise explain(error, file) from error
+    except SQLAlchemyError as error:
+        raise explain(getattr(error, "orig", None) or error, file) from error
+    return before
