@@ -1,0 +1,101 @@
+"""`autofit search`: the main job."""
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from autofit.cli.app import database_url
+
+if TYPE_CHECKING:
+    from autofit.tuning.driver import SearchReport
+
+
+def search(  # noqa: PLR0917 - one parameter a flag
+    context: typer.Context,
+    gpu_mem: Annotated[str, typer.Option(help="Memory of the card, for example 80GB (80 x 1024^3 bytes).")],
+    space: Annotated[str | None, typer.Option(help="Search space: a YAML file, or the name of one that ships.")] = None,
+    model: Annotated[str | None, typer.Option(help="Preset, Hugging Face folder or hub id; overrides the space.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Data FILE, listed in the dataset_info.json beside it, or NAME.")
+    ] = None,
+    num_gpus: Annotated[int | None, typer.Option(min=1, help="Devices, one rank each; default: all that are visible.")] = None,
+    global_batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per optimizer step, held constant.")] = None,
+    device: Annotated[
+        Literal["auto", "cuda", "cpu"], typer.Option(help="auto: CUDA. cpu really trains (tiny models only).")
+    ] = "auto",
+    python: Annotated[str | None, typer.Option(help="Interpreter of your training environment; default: this one.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Search trials of the study in all; default 24.")] = None,
+    time_limit: Annotated[str | None, typer.Option(help="No trial starts that would end later, for example 30m.")] = None,
+    trial_timeout: Annotated[str, typer.Option(help="Longest that one trial may take.")] = "30m",
+    sampler: Annotated[Literal["tpe", "gp", "random", "grid"] | None, typer.Option(help="Default tpe.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --study, or with the newest one.")] = False,
+    runs: Annotated[Path, typer.Option(help="Folder for the trials' files and logs.")] = Path("autofit-runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Find the fastest configuration that stays inside the memory budget, by running short trials."""
+    from autofit.cli import search_view
+    from autofit.config.model import ModelRef
+    from autofit.launch.local import Limits
+    from autofit.store.store import Store
+    from autofit.tuning.driver import StopRule, run_search
+    from autofit.tuning.plan import SearchRequest, plan_study, replan, stored_study
+    from autofit.units import parse_bytes, parse_seconds
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    stop = StopRule(trials or 24, parse_seconds(time_limit) if time_limit else None)
+    limits = Limits(trial=parse_seconds(trial_timeout))
+    memory = parse_bytes(gpu_mem)
+    with Store.open(database_url(context)) as store:
+        if resume:
+            given = {
+                "gpu-mem": memory,
+                "space": space,
+                "model": ModelRef.from_text(model) if model else None,
+                "num-gpus": num_gpus,
+                "global-batch-size": global_batch_size,
+                "device": None if device == "auto" else device,
+                "sampler": sampler,
+                "seed": seed,
+            }
+            plan = replan(stored_study(store, study), given)
+        else:
+            request = SearchRequest(
+                gpu_mem_bytes=memory,
+                space=space,
+                model=model,
+                dataset=dataset,
+                num_gpus=num_gpus,
+                global_batch_size=global_batch_size,
+                device=device,
+                python=python,
+                sampler=sampler or "tpe",
+                seed=seed or 0,
+                study=study,
+            )
+            plan = plan_study(request)
+            store.create_study(plan.study)
+        with search_view.progress(plan, stop) as listener:
+            report = run_search(store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits)
+    _finish(report, as_json)
+
+
+def _finish(report: "SearchReport", as_json: bool) -> None:
+    from autofit.cli import search_view
+
+    if as_json:
+        sys.stdout.write(search_view.as_json(report) + "\n")
+    else:
+        search_view.show(report)
+    if report.winner is None:
+        from autofit.errors import AutofitError
+
+        raise AutofitError(search_view.why_none(report))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM stops a search as Ctrl-C does: what is finished is kept."""
+    raise KeyboardInterrupt

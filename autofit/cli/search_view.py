@@ -1,0 +1,252 @@
+"""What a person sees of a search: progress on stderr while it runs, the answer on stdout at its end."""
+
+import json
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from autofit.config.record import StudyRecord, TrialRecord
+from autofit.config.trial import TrialSpec
+from autofit.launch.local import Heartbeat
+from autofit.tuning.driver import SearchReport, StopRule
+from autofit.tuning.plan import Plan
+from autofit.tuning.winner import speed, within_budget
+from autofit.units import format_bytes, format_seconds
+
+SHOWN_TRIALS = 40
+
+
+@contextmanager
+def progress(plan: Plan, stop: StopRule) -> Iterator["ProgressListener"]:
+    """A listener that shows a live bar on a terminal and one line a trial elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    study = plan.study
+    ranks = len(study.hardware.devices)
+    console.print(
+        f"study {study.name}: {study.model.label} on {ranks} x {study.hardware.devices[0].name} ({study.hardware.device}),"
+        f" budget {study.memory_budget_bytes:,} bytes ({format_bytes(study.memory_budget_bytes)}) a device,"
+        f" global batch {plan.legal.reference.global_batch_size}, {len(plan.legal.points)} legal configurations",
+        soft_wrap=True,
+    )
+    for note in plan.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    columns = (
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", table_column=None),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield ProgressListener(study, stop, console, bar)
+
+
+class ProgressListener:
+    """Turns the driver's calls into a bar and lines."""
+
+    def __init__(self, study: StudyRecord, stop: StopRule, console: Console, bar: Progress) -> None:
+        self._study = study
+        self._stop = stop
+        self._console = console
+        self._bar = bar
+        self._task: TaskID = bar.add_task("starting", total=stop.trials)
+        self._begun = time.monotonic()
+        self._best: TrialRecord | None = None
+        self._out_of_memory = 0
+        self._seconds: list[float] = []
+
+    def started(self, trial: TrialRecord) -> None:
+        if trial.purpose == "search":
+            self._bar.update(self._task, completed=trial.trial_number)
+        self.ticked(trial, None)
+
+    def ticked(self, trial: TrialRecord, beat: Heartbeat | None) -> None:
+        where = f"{beat.phase} {beat.step}" if beat else "starting"
+        best = f"best {speed(self._best, self._study):.2f}/s (#{self._best.trial_number})" if self._best else "no best yet"
+        left = f"  {self._time_left(trial)} left" if trial.purpose == "search" and self._seconds else ""
+        self._bar.update(
+            self._task,
+            description=f"#{trial.trial_number} {trial.purpose} {where}  {best}  {self._out_of_memory} OOM{left}",
+        )
+
+    def finished(self, trial: TrialRecord) -> None:
+        assert trial.result is not None and trial.finished_at is not None
+        self._out_of_memory += trial.out_of_memory
+        self._seconds.append((trial.finished_at - trial.started_at).total_seconds())
+        fits = within_budget(trial, self._study) and trial.purpose == "search"
+        if fits and (self._best is None or speed(trial, self._study) > speed(self._best, self._study)):
+            self._best = trial
+        self._console.print(f"#{trial.trial_number:<3} {_outcome(trial, self._study)}  {describe(trial.spec)}", soft_wrap=True)
+
+    def said(self, message: str) -> None:
+        self._console.print(f"note: {message}", soft_wrap=True)
+
+    def _time_left(self, trial: TrialRecord) -> str:
+        mean = sum(self._seconds) / len(self._seconds)
+        by_trials = mean * ((self._stop.trials or 0) - trial.trial_number) if self._stop.trials else float("inf")
+        by_time = self._stop.seconds - (time.monotonic() - self._begun) if self._stop.seconds else float("inf")
+        return format_seconds(max(0.0, min(by_trials, by_time)))
+
+
+def describe(spec: TrialSpec) -> str:
+    """A configuration in a few words."""
+    parts = [
+        spec.method,
+        f"zero{spec.zero_stage}" + ("+offload" if spec.offload_optimizer else ""),
+        f"micro {spec.micro_batch_size} x acc {spec.gradient_accumulation_steps}",
+        f"cutoff {spec.cutoff_len}",
+        "ckpt" if spec.gradient_checkpointing else "no ckpt",
+    ]
+    frozen = [
+        name
+        for name, flag in (
+            ("tower", spec.freeze_vision_tower),
+            ("projector", spec.freeze_multi_modal_projector),
+            ("llm", spec.freeze_language_model),
+        )
+        if flag
+    ]
+    if frozen and spec.images.per_sample:
+        parts.append(f"frozen {'+'.join(frozen)}")
+    return ", ".join(parts)
+
+
+def show(report: SearchReport) -> None:
+    """The answer for a person, on stdout."""
+    console = Console(highlight=False)
+    console.print(_trial_table(report))
+    if report.winner is None or report.winner.result is None:
+        return
+    study, winner = report.study, report.winner
+    console.print(f"\n[bold]winner[/]: trial {winner.trial_number}: {describe(winner.spec)}", soft_wrap=True)
+    console.print(f"why: {_why(report)}", soft_wrap=True)
+    if report.compromises:
+        console.print(_compromise_table(report))
+    console.print(
+        f"\nexport it: autofit export --study {shlex.quote(study.name)} --launcher llamafactory -o best", soft_wrap=True
+    )
+
+
+def why_none(report: SearchReport) -> str:
+    """One line on why there is no winner and what to do."""
+    study = report.study
+    memory = sum(trial.out_of_memory for trial in report.trials)
+    line = f"none of {len(report.trials)} configurations tried keeps the reference's training within"
+    line += f" {format_bytes(study.memory_budget_bytes)} ({memory} ran out of memory)"
+    if report.compromises:
+        line += "; some that give something up fit"
+    if report.nearest_miss and report.nearest_miss.result:
+        miss = report.nearest_miss
+        peak = miss.result.peak_device_bytes if miss.result else None
+        line += f"; nearest miss: trial {miss.trial_number} at {format_bytes(peak)}"
+    if not report.exhausted:
+        line += f"; go on with: autofit search --resume --study {study.name} --trials {len(report.trials) * 2}"
+    return line
+
+
+def as_json(report: SearchReport) -> str:
+    """The answer for a program."""
+
+    def row(trial: TrialRecord | None) -> dict[str, Any] | None:
+        return trial.model_dump(mode="json", exclude={"spec": {"model": {"config"}}}) if trial else None
+
+    return json.dumps(
+        {
+            "study": report.study.name,
+            "memory_budget_bytes": report.study.memory_budget_bytes,
+            "objective": report.study.space.objective,
+            "winner": row(report.winner),
+            "confirmed_by": row(report.confirmed_by),
+            "reference": row(report.reference),
+            "compromises": [
+                {
+                    "given_up": list(item.given_up),
+                    "trial_number": item.trial.trial_number,
+                    "speedup": item.speedup,
+                    "how": "measured",
+                }
+                for item in report.compromises
+            ],
+            "trials": len(report.trials),
+            "out_of_memory": sum(trial.out_of_memory for trial in report.trials),
+            "exhausted": report.exhausted,
+        },
+        indent=1,
+    )
+
+
+def _why(report: SearchReport) -> str:
+    winner, study = report.winner, report.study
+    assert winner is not None and winner.result is not None
+    result = winner.result
+    parts = [f"fastest of {len(report.trials)} measured that keeps the reference's training: {_speed(winner, study)}"]
+    reference = report.reference
+    if reference and reference.fits and reference.trial_number != winner.trial_number:
+        parts.append(f"{speed(winner, study) / speed(reference, study):.2f}x the reference (trial {reference.trial_number})")
+    elif reference and reference.trial_number == winner.trial_number:
+        parts.append("it is the reference itself")
+    elif reference and reference.result:
+        parts.append(f"the reference itself ended {reference.result.outcome}")
+    left = study.memory_budget_bytes - (result.peak_device_bytes or 0)
+    parts.append(f"peak {format_bytes(result.peak_device_bytes)}, {format_bytes(left)} below the budget")
+    if report.confirmed_by and report.confirmed_by.result:
+        longer = report.confirmed_by.result
+        steps = len(longer.losses) or longer.timed_steps
+        parts.append(f"confirmed over {steps} steps in a fresh process at {format_bytes(longer.peak_device_bytes)}")
+    return "; ".join(parts)
+
+
+def _speed(trial: TrialRecord, study: StudyRecord) -> str:
+    unit = "samples/s" if study.space.objective == "samples_per_second" else "tokens/s"
+    return f"{speed(trial, study):.2f} {unit}"
+
+
+def _outcome(trial: TrialRecord, study: StudyRecord) -> str:
+    result = trial.result
+    assert result is not None
+    if trial.fits:
+        verdict = "fits" if within_budget(trial, study) else "over budget"
+        return f"{verdict}, {format_bytes(result.peak_device_bytes)}, {_speed(trial, study)}"
+    where = f" in {result.phase}" if result.phase else ""
+    why = "" if trial.out_of_memory else f": {(result.message or '')[:200]}"
+    return f"{result.outcome}{where}{why}"
+
+
+def _trial_table(report: SearchReport) -> Table:
+    study = report.study
+    table = Table(
+        title=f"{study.name}: {len(report.trials)} trials, budget {format_bytes(study.memory_budget_bytes)}", box=None
+    )
+    for name in ("#", "outcome", "peak", "samples/s", "step", "configuration"):
+        table.add_column(
+            name, justify="left" if name in {"outcome", "configuration"} else "right", no_wrap=name != "configuration"
+        )
+    ordered = sorted(report.trials, key=lambda trial: (not trial.fits, -speed(trial, study) if trial.fits else 0.0))
+    for trial in ordered[:SHOWN_TRIALS]:
+        result = trial.result
+        assert result is not None
+        over = trial.fits and not within_budget(trial, study)
+        table.add_row(
+            str(trial.trial_number) + ("*" if report.winner and trial.trial_number == report.winner.trial_number else ""),
+            "over budget" if over else result.outcome + (f" {result.phase}" if not trial.fits and result.phase else ""),
+            format_bytes(result.peak_device_bytes),
+            f"{result.samples_per_second:.2f}" if result.samples_per_second else "-",
+            format_seconds(result.step_time_seconds),
+            describe(trial.spec),
+        )
+    return table
+
+
+def _compromise_table(report: SearchReport) -> Table:
+    table = Table(title="what giving something up would buy (measured)", box=None)
+    for name in ("given up", "speed", "peak", "trial"):
+        table.add_column(name, justify="left" if name == "given up" else "right")
+    for item in report.compromises:
+        peak = item.trial.result.peak_device_bytes if item.trial.result else None
+        table.add_row("; ".join(item.given_up), f"{item.speedup:.2f}x", format_bytes(peak), str(item.trial.trial_number))
+    return table

@@ -1,0 +1,1 @@
+"""The driver: plan a study, propose, launch, store, tell; confirm the winner and say why it won."""

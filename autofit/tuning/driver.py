@@ -1,0 +1,255 @@
+"""The search loop: propose > launch > store, until a limit; then the winner is confirmed.
+
+What makes it survive a kill at any moment: a trial's row is written before its process starts and finished after its
+`result.json` is on disk, each in one transaction; a study has one driver at a time (an operating-system lock); and a driver
+that resumes first settles what the last one left: a result on disk is stored, anything else is ended and run again under the
+same number. The sampler keeps no state: it is asked anew with the whole history.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from autofit.config.record import Purpose, StudyRecord, TrialRecord
+from autofit.config.result import TrialResult
+from autofit.config.trial import Measure, RunSpec, TrialSpec
+from autofit.errors import AutofitError, Interrupted
+from autofit.launch import gpus
+from autofit.launch.local import Heartbeat, Limits, LocalExecutor
+from autofit.search.samplers import Context, propose
+from autofit.store.store import Store
+from autofit.tuning.plan import Plan
+from autofit.tuning.winner import Compromise, compromise_table, nearest_miss, ranking, within_budget
+
+CONFIRM_FACTOR = 10
+"""A confirmation runs this many times as long as a trial."""
+CONFIRM_CANDIDATES = 3
+SAME_CRASHES = 3
+"""After this many trials in a row that fail alike, and not for memory, the cause is not the configuration."""
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When no further trial starts."""
+
+    trials: int | None = None
+    """Finished search trials of the study in all, earlier runs counted."""
+    seconds: float | None = None
+    """Wall time of this run. No trial starts that would not end in time, as long as the median trial."""
+
+
+class Listener(Protocol):
+    """Who watches a search. Every call is short; an exception ends the search."""
+
+    def started(self, trial: TrialRecord) -> None:
+        """A trial begins."""
+
+    def ticked(self, trial: TrialRecord, beat: Heartbeat | None) -> None:
+        """It runs; several times a second."""
+
+    def finished(self, trial: TrialRecord) -> None:
+        """It has its result."""
+
+    def said(self, message: str) -> None:
+        """Something the user should know."""
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """What a search found."""
+
+    study: StudyRecord
+    trials: tuple[TrialRecord, ...]
+    """Search trials, in order."""
+    reference: TrialRecord | None
+    winner: TrialRecord | None
+    """The fastest that was confirmed."""
+    confirmed_by: TrialRecord | None
+    compromises: tuple[Compromise, ...]
+    nearest_miss: TrialRecord | None
+    exhausted: bool
+    """Whether no untried configuration is left that could fit."""
+
+
+def run_search(
+    store: Store, plan: Plan, *, runs_dir: Path, stop: StopRule, listener: Listener, limits: Limits | None = None
+) -> SearchReport:
+    """Runs (or goes on with) a study to a limit and confirms its winner. The study must be in the store.
+
+    Raises:
+        AutofitError: another driver has the study, a device is taken, the store fails, or all trials crash alike.
+        Interrupted: the user stopped it; everything that was finished is stored.
+    """
+    study = plan.study
+    with _one_driver(runs_dir / study.name, study.name), gpus.lease(study.hardware, f"autofit search, study {study.name}"):
+        driver = _Driver(store, plan, runs_dir / study.name, listener, LocalExecutor(study.python, study.hardware, limits))
+        store.set_study_status(study.name, "RUNNING")
+        try:
+            driver.settle()
+            exhausted = driver.search(stop)
+            report = driver.conclude(exhausted)
+        except KeyboardInterrupt:
+            store.set_study_status(study.name, "INTERRUPTED")
+            raise Interrupted(
+                f"stopped; every finished trial is kept: autofit search --resume --study {study.name} goes on"
+            ) from None
+        except BaseException:
+            store.set_study_status(study.name, "INTERRUPTED")
+            raise
+        return report
+
+
+class _Driver:
+    """One run of the loop."""
+
+    def __init__(self, store: Store, plan: Plan, study_dir: Path, listener: Listener, executor: LocalExecutor) -> None:
+        self._store = store
+        self._plan = plan
+        self._study = plan.study
+        self._dir = study_dir
+        self._listener = listener
+        self._executor = executor
+
+    def settle(self) -> None:
+        """Brings trials that a killed driver left unfinished to their end."""
+        for trial in self._store.running_trials(self._study.name):
+            result = self._executor.recover(Path(trial.run_dir), trial.spec)
+            if result is not None:
+                self._listener.said(f"trial {trial.trial_number} had finished before the last stop; its result is kept")
+                self._finish(trial, result)
+            else:
+                self._listener.said(f"trial {trial.trial_number} was cut off by the last stop; it runs again")
+                self._run(self._store.restart_trial(self._study.name, trial.trial_number, datetime.now(UTC)))
+
+    def search(self, stop: StopRule) -> bool:
+        """Runs trials until `stop`; True when nothing is left to try."""
+        started = time.monotonic()
+        while True:
+            history = self._trials("search")
+            _stop_on_common_cause(history)
+            if stop.trials is not None and len(history) >= stop.trials:
+                return False
+            if stop.seconds is not None and time.monotonic() - started + _expected_seconds(history) > stop.seconds:
+                return False
+            context = Context(
+                self._plan.legal, history, self._study.memory_budget_bytes, self._study.space.objective, self._study.seed
+            )
+            proposal = propose(self._study.sampler, context)
+            if proposal is None:
+                return True
+            self._start(proposal.spec, proposal.reason, "search")
+
+    def conclude(self, exhausted: bool) -> SearchReport:
+        """Confirms the winner and closes the study."""
+        trials = self._trials("search")
+        wanted = self._plan.legal.reference
+        winner, confirmed_by = self._confirm(ranking(self._study, trials, wanted)[:CONFIRM_CANDIDATES])
+        self._store.set_study_status(self._study.name, "FINISHED", winner.trial_number if winner else None)
+        return SearchReport(
+            study=self._store.study(self._study.name),
+            trials=tuple(trials),
+            reference=next((trial for trial in trials if trial.spec == wanted), None),
+            winner=winner,
+            confirmed_by=confirmed_by,
+            compromises=tuple(compromise_table(self._study, trials, wanted, winner) if winner else ()),
+            nearest_miss=None if winner else nearest_miss(trials, self._study),
+            exhausted=exhausted,
+        )
+
+    def _confirm(self, candidates: list[TrialRecord]) -> tuple[TrialRecord | None, TrialRecord | None]:
+        """The first candidate that stays inside the budget in a fresh, longer run, and that run."""
+        done = {trial.spec: trial for trial in self._trials("confirm")}
+        for candidate in candidates:
+            reason = f"confirms trial {candidate.trial_number}, {CONFIRM_FACTOR} times as long"
+            trial = done.get(candidate.spec) or self._start(candidate.spec, reason, "confirm")
+            if within_budget(trial, self._study):
+                return candidate, trial
+            outcome = trial.result.outcome if trial.result else "unfinished"
+            self._listener.said(
+                f"trial {candidate.trial_number} did not hold when run longer ({outcome}); the next best is tried"
+            )
+        return None, None
+
+    def _start(self, spec: TrialSpec, reason: str, purpose: Purpose) -> TrialRecord:
+        number = len(self._store.trials(self._study.name))
+        trial = TrialRecord(
+            study=self._study.name,
+            trial_number=number,
+            purpose=purpose,
+            spec=spec,
+            reason=reason,
+            run_dir=str(self._dir / f"{number:04d}"),
+            started_at=datetime.now(UTC),
+        )
+        self._store.start_trial(trial)
+        return self._run(trial)
+
+    def _run(self, trial: TrialRecord) -> TrialRecord:
+        self._listener.started(trial)
+        result = self._executor.run(Path(trial.run_dir), self._run_spec(trial), lambda beat: self._listener.ticked(trial, beat))
+        return self._finish(trial, result)
+
+    def _finish(self, trial: TrialRecord, result: TrialResult) -> TrialRecord:
+        now = datetime.now(UTC)
+        self._store.finish_trial(self._study.name, trial.trial_number, now, result)
+        done = trial.model_copy(update={"finished_at": now, "result": result})
+        self._listener.finished(done)
+        return done
+
+    def _run_spec(self, trial: TrialRecord) -> RunSpec:
+        measure = self._study.space.measure
+        if trial.purpose == "confirm":
+            measure = Measure(
+                warmup_steps=measure.warmup_steps,
+                steps=CONFIRM_FACTOR * (measure.warmup_steps + measure.steps) - measure.warmup_steps,
+            )
+        return RunSpec(
+            trial=trial.spec,
+            model=self._study.model,
+            engine=self._study.engine,
+            device=self._study.hardware.device,
+            measure=measure,
+            memory_budget_bytes=self._study.memory_budget_bytes,
+            seed=self._study.seed,
+        )
+
+    def _trials(self, purpose: Purpose) -> list[TrialRecord]:
+        return [trial for trial in self._store.trials(self._study.name) if trial.purpose == purpose and trial.result]
+
+
+@contextmanager
+def _one_driver(study_dir: Path, name: str) -> Iterator[None]:
+    """Holds the study for this process; the kernel lets go when it dies."""
+    try:
+        study_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(study_dir / "driver.lock", timeout=0):
+            yield
+    except Timeout:
+        raise AutofitError(f"study {name} is being searched by another autofit; wait for it, or start another study") from None
+    except OSError as error:
+        raise AutofitError(f"cannot write to {study_dir}: {error.strerror or error}") from error
+
+
+def _expected_seconds(history: list[TrialRecord]) -> float:
+    """Median wall time of the study's trials; 0 before the first."""
+    return statistics.median(
+        [(trial.finished_at - trial.started_at).total_seconds() for trial in history if trial.finished_at] or [0.0]
+    )
+
+
+def _stop_on_common_cause(history: list[TrialRecord]) -> None:
+    """Raises when the last trials all failed alike and not for memory: more of them would waste the user's time."""
+    last = [trial.result for trial in history[-SAME_CRASHES:] if trial.result]
+    kinds = {(result.outcome, result.error_type) for result in last}
+    if len(last) == SAME_CRASHES and len(kinds) == 1 and last[0].outcome in {"CRASHED", "DATA_ERROR", "HANG"}:
+        raise AutofitError(
+            f"the last {SAME_CRASHES} trials ended alike, {last[-1].outcome}: {last[-1].message}; see `autofit show"
+            f" {history[-1].trial_number} --study {history[-1].study}`"
+        )

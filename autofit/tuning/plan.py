@@ -1,0 +1,218 @@
+"""From what the user asked to a study that can start: space, model, hardware, budget, interpreter - each checked once."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+import autofit
+from autofit.config.base import describe, read_yaml
+from autofit.config.hardware import Hardware
+from autofit.config.model import Model, ModelRef, resolve_model
+from autofit.config.record import StudyRecord
+from autofit.config.space import DatasetRef, LegalSpace, SearchSpace, enumerate_space
+from autofit.errors import UsageError
+from autofit.launch import gpus
+from autofit.launch.environment import probe
+from autofit.store.store import Store
+from autofit.units import format_bytes
+
+DEFAULT_SPACE = "qwen2_5_vl_7b"
+HEADROOM = 0.02
+"""Share of the memory that is left free: what a run may need beyond what a short trial shows."""
+MIN_BUDGET_BYTES = {"cuda": 1024**3, "cpu": 32 * 1024**2}
+"""A CUDA context with its libraries takes about half a GiB before the first tensor."""
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What `autofit search` was asked. None: not said."""
+
+    gpu_mem_bytes: int
+    space: str | None = None
+    model: str | None = None
+    dataset: str | None = None
+    num_gpus: int | None = None
+    global_batch_size: int | None = None
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    python: str | None = None
+    sampler: str = "tpe"
+    seed: int = 0
+    study: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study that can start."""
+
+    study: StudyRecord
+    legal: LegalSpace
+    notes: tuple[str, ...] = field(default=())
+    """What the user should know before it runs."""
+
+
+def plan_study(request: SearchRequest) -> Plan:
+    """Everything that `run_search` needs, checked.
+
+    Raises:
+        UsageError: a space, model, device or budget that cannot be.
+        LaunchError: an interpreter that cannot run the trials.
+    """
+    space = _space(request)
+    model = resolve_model(space.model)
+    hardware = gpus.detect(_device(request.device, model), space.num_gpus)
+    budget, notes = _budget(request.gpu_mem_bytes, hardware)
+    legal = enumerate_space(space, model, len(hardware.devices))
+    python = _interpreter(request.python, legal)
+    now = datetime.now(UTC)
+    study = StudyRecord(
+        name=request.study or f"{space.name}-{now:%Y%m%d-%H%M%S}",
+        created_at=now,
+        space=space,
+        model=model,
+        hardware=hardware,
+        python=python,
+        sampler=request.sampler,
+        seed=request.seed,
+        gpu_mem_bytes=request.gpu_mem_bytes,
+        memory_budget_bytes=budget,
+        autofit_version=autofit.__version__,
+    )
+    return Plan(study, legal, tuple(notes))
+
+
+def stored_study(store: Store, name: str | None) -> StudyRecord:
+    """The study of that name, or the newest one.
+
+    Raises:
+        StoreError: no study has that name.
+        UsageError: there is no study at all.
+    """
+    if name is not None:
+        return store.study(name)
+    studies = store.studies()
+    if not studies:
+        raise UsageError("--resume: the database holds no study yet; leave --resume out to start one")
+    return max(studies, key=lambda study: study.created_at)
+
+
+def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
+    """A stored study, to go on with. `given` holds the settings that the user repeated (None: not said); they must agree.
+
+    Raises:
+        UsageError: a setting differs from the study's.
+    """
+    stored = {
+        "gpu-mem": study.gpu_mem_bytes,
+        "space": study.space.name,
+        "sampler": study.sampler,
+        "seed": study.seed,
+        "num-gpus": len(study.hardware.devices),
+        "device": study.hardware.device,
+        "global-batch-size": study.space.global_batch_size,
+        "model": study.space.model,
+    }
+    for name, value in given.items():
+        if value is not None and value != stored[name]:
+            raise UsageError(
+                f"study {study.name} was started with --{name} {_shown(stored[name])}, not {_shown(value)}; start another with"
+                " --study NAME"
+            )
+    hardware = gpus.detect(study.hardware.device, len(study.hardware.devices))
+    if [device.name for device in hardware.devices] != [device.name for device in study.hardware.devices]:
+        raise UsageError(
+            f"study {study.name} was measured on {study.hardware.devices[0].name}, this is {hardware.devices[0].name}"
+        )
+    legal = enumerate_space(study.space, study.model, len(study.hardware.devices))
+    return Plan(study.model_copy(update={"hardware": hardware}), legal)
+
+
+def _shown(value: object) -> object:
+    return value.label if isinstance(value, ModelRef) else value
+
+
+def _space(request: SearchRequest) -> SearchSpace:
+    """The space with the flags that override it."""
+    space = SearchSpace.load(request.space or DEFAULT_SPACE)
+    changes: dict[str, Any] = {}
+    if request.model is not None:
+        changes["model"] = ModelRef.from_text(request.model)
+    if request.num_gpus is not None:
+        changes["num_gpus"] = request.num_gpus
+    if request.global_batch_size is not None:
+        changes["global_batch_size"] = request.global_batch_size
+        changes["reference"] = {k: v for k, v in space.reference.items() if k != "gradient_accumulation_steps"}
+    if request.dataset is not None:
+        changes["dataset"] = _dataset(request.dataset, space.dataset)
+    try:
+        return SearchSpace.model_validate({**space.model_dump(), **changes})
+    except ValidationError as error:
+        raise UsageError(f"space {space.name}: {describe(error, SearchSpace)}") from error
+
+
+def _dataset(text: str, known: DatasetRef | None) -> DatasetRef:
+    """A data FILE that the `dataset_info.json` beside it lists, or a NAME in the space's dataset folder."""
+    template = known.template if known else None
+    file = Path(text)
+    if not file.suffix and not file.exists():
+        return DatasetRef(name=text, dir=known.dir if known else "data", template=template)
+    if not file.exists():
+        raise UsageError(f"--dataset {text}: no such file")
+    entries = read_yaml(file.parent / "dataset_info.json")
+    for name, entry in entries.items():
+        if isinstance(entry, dict) and entry.get("file_name") == file.name:
+            return DatasetRef(name=name, dir=str(file.parent.resolve()), template=template)
+    raise UsageError(f"--dataset {text}: {file.parent / 'dataset_info.json'} lists no such file; it lists {', '.join(entries)}")
+
+
+def _device(wanted: Literal["auto", "cuda", "cpu"], model: Model) -> Literal["cuda", "cpu"]:
+    if wanted == "auto":
+        if gpus.cuda_devices():
+            return "cuda"
+        raise UsageError(
+            f"no CUDA GPU is visible, so {model.label} cannot be tried here; run this on the GPU machine (`autofit doctor` says"
+            " what it sees), or watch a search on the CPU: autofit search --space tiny_qwen2_5_vl --device cpu --gpu-mem 400MB"
+        )
+    if wanted == "cpu" and not model.is_tiny:
+        raise UsageError(
+            f"--device cpu really trains, and {model.label} is too large for that; take a GPU, or a tiny model"
+            " (--space tiny_qwen2_5_vl)"
+        )
+    return wanted
+
+
+def _budget(gpu_mem_bytes: int, hardware: Hardware) -> tuple[int, list[str]]:
+    """What a rank may use, and what to say about it."""
+    smallest = min(device.memory_bytes for device in hardware.devices)
+    if hardware.device == "cpu":
+        smallest //= len(hardware.devices)
+    notes = []
+    if gpu_mem_bytes > smallest:
+        notes.append(f"the device has {format_bytes(smallest)}, less than --gpu-mem; its own memory is the limit")
+    elif hardware.device == "cuda" and gpu_mem_bytes < 0.98 * smallest:
+        notes.append(f"a card of {format_bytes(gpu_mem_bytes)} is emulated on one of {format_bytes(smallest)}")
+    budget = int(min(gpu_mem_bytes, smallest) * (1 - HEADROOM))
+    least = MIN_BUDGET_BYTES[hardware.device]
+    if budget < least:
+        raise UsageError(
+            f"--gpu-mem {format_bytes(gpu_mem_bytes)} is impossible: at least {format_bytes(least / (1 - HEADROOM))} is needed"
+            " before the first tensor"
+        )
+    return budget, notes
+
+
+def _interpreter(python: str | None, legal: LegalSpace) -> str:
+    """The training environment's interpreter, asked for what the space's trials need."""
+    environment = probe(python or sys.executable)
+    methods: set[str] = {point.method for point in legal.points}
+    stages: set[int] = {point.zero_stage for point in legal.points}
+    if missing := environment.missing(methods, stages):
+        raise UsageError(
+            f"{environment.python} lacks {', '.join(missing)}, which the trials need; install them there, or name your training"
+            " environment with --python PATH"
+        )
+    return environment.python
