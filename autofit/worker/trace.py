@@ -1,0 +1,107 @@
+"""`trace SPEC.json [-o trace.json.gz]`: what a training step allocates and computes, for several shapes of one variant, without data.
+
+The model is the training environment's own transformers class, built by `models.build` as a trial builds it, on the `meta`
+device. `meta` and not fake CUDA tensors: it needs no compiler and no CUDA build, is several times faster, and what it lacks
+is put in: autocast at its own dispatch key (`trace_autocast`), CUDA's kernels and their scratch (`trace_kernels`).
+
+The first shape is traced over two whole optimizer steps (the first creates the optimizer's state). What the optimizer
+allocates does not depend on shapes, and both steps run forward and backward alike, so every further shape costs one forward
+and backward only; that its events are those of the first shape, one by one, is checked.
+
+The spec is a trial's `spec.json` with one more key: `"trace": {"shapes": [{"micro_batch_size", "cutoff_len", "grids"}],
+"target": "cuda" | "cpu", "foreach": null | true | false, "optimizer": true, "use_reentrant_gc": true}`, all optional.
+"""
+
+import gc
+import gzip
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 written, 1 cannot be traced (one line on stderr says why), 2 usage."""
+    output = "-"
+    if "-o" in argv[:-1]:
+        at = argv.index("-o")
+        output, argv = argv[at + 1], argv[:at] + argv[at + 2 :]
+    if len(argv) != 1 or argv[0].startswith("-"):
+        print("usage: autofit.worker trace SPEC.json [-o trace.json.gz]", file=sys.stderr)
+        return 2
+    try:
+        spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        print(f"autofit.worker: {argv[0]}: is not a readable spec ({error})", file=sys.stderr)
+        return 2
+    os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # its checks read values, and there are none
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from autofit.worker.trace_inputs import TraceError
+
+    try:
+        document = trace(spec)
+    except TraceError as error:
+        print(f"autofit.worker: {error}", file=sys.stderr)
+        return 1
+    _write(document, output)
+    return 0
+
+
+def _write(document: dict[str, Any], output: str) -> None:
+    text = json.dumps(document, separators=(",", ":"))
+    if output == "-":
+        print(text)
+        return
+    path = Path(output)
+    temporary = path.with_name(path.name + ".part")
+    data = text.encode()
+    temporary.write_bytes(gzip.compress(data, compresslevel=3) if path.suffix == ".gz" else data)
+    temporary.replace(path)
+
+
+def trace(spec: dict[str, Any]) -> dict[str, Any]:
+    """The trace document of a spec (see the module's docstring; `docs/trace.md` lists its keys).
+
+    Raises:
+        TraceError: the configuration cannot be traced, or its events differ between the shapes.
+    """
+    import torch
+
+    from autofit.worker.trace_inputs import Shape, TraceError
+    from autofit.worker.trace_session import Session
+
+    started = time.perf_counter()
+    options = dict(spec.get("trace") or {})
+    shapes = [Shape.read(value) for value in options.get("shapes") or []]
+    try:
+        session = Session(spec["model"], spec["trial"], options)
+    except KeyError as error:
+        raise TraceError(f"spec without {error}: needs model and a whole trial") from error
+    shapes = shapes or [session.own_shape()]
+    with _quiet(), torch.autograd.set_multithreading_enabled(False):
+        reference = session.full(shapes[0])
+        probes = [session.probe(shape) for shape in shapes[1:]]
+    seconds = time.perf_counter() - started
+    document = session.document(reference, probes, shapes)
+    document["metadata"]["seconds"] = round(seconds, 3)
+    document["metadata"]["rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return document
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Garbage collection would free cycles at random moments; the training loop's own references decide here."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+

@@ -1,0 +1,101 @@
+"""The batch of a training step without data: shapes on `meta`, and the few small index tensors whose values matter, real.
+
+Every sequence is `cutoff_len` long (the worst batch), so there is no padding and no attention mask: transformers drops a mask
+of ones before attention sees it. Image tokens lie inside the sequences.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IMAGE_MODELS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
+
+
+class TraceError(ValueError):
+    """This configuration cannot be traced; the message says what is and what is not."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One batch.
+
+    Attributes:
+        micro_batch_size: samples.
+        cutoff_len: tokens of each.
+        grids: (frames, rows, columns) in patches of every image of the batch; rows and columns are multiples of the merge size.
+    """
+
+    micro_batch_size: int
+    cutoff_len: int
+    grids: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def patches(self) -> int:
+        """Image patches in the batch."""
+        return sum(frames * rows * columns for frames, rows, columns in self.grids)
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> "Shape":
+        """From `{"micro_batch_size": 1, "cutoff_len": 2048, "grids": [[1, 32, 32]]}`.
+
+        Raises:
+            TraceError: a number is missing, or is not a positive whole number.
+        """
+        try:
+            grids = tuple((int(t), int(h), int(w)) for t, h, w in value.get("grids") or [])
+            shape = cls(int(value["micro_batch_size"]), int(value["cutoff_len"]), grids)
+        except (KeyError, TypeError, ValueError) as error:
+            raise TraceError(f"shape {value!r}: needs micro_batch_size, cutoff_len and grids of three whole numbers") from error
+        if min(shape.micro_batch_size, shape.cutoff_len, *(min(grid) for grid in grids)) < 1:
+            raise TraceError(f"shape {value!r}: every number must be at least 1")
+        return shape
+
+
+def image_grid(max_pixels: int, patch: int, merge: int) -> tuple[int, int, int]:
+    """The grid, near to square, of the largest image that has at most `max_pixels` pixels."""
+    side = patch * merge
+    tokens = max(1, max_pixels // side**2)
+    rows = max(1, math.isqrt(tokens))
+    return 1, rows * merge, (tokens // rows) * merge
+
+
+def check_images(config: Any, shape: Shape) -> None:
+    """Raises TraceError when the images are not for this model or leave no room for text."""
+    if not shape.grids:
+        return
+    if config.model_type not in IMAGE_MODELS:
+        raise TraceError(
+            f"model_type {config.model_type!r} with images cannot be traced; with images: {', '.join(sorted(IMAGE_MODELS))};"
+            " without images any decoder language model"
+        )
+    merge = int(config.vision_config.spatial_merge_size)
+    wrong = [grid for grid in shape.grids if grid[1] % merge or grid[2] % merge]
+    if wrong:
+        raise TraceError(f"image grid {wrong[0]}: rows and columns must be multiples of {merge}")
+    tokens = shape.patches // merge**2 + 2 * len(shape.grids)
+    if tokens > shape.micro_batch_size * shape.cutoff_len:
+        raise TraceError(f"{tokens} image tokens do not fit {shape.micro_batch_size} sequences of cutoff_len {shape.cutoff_len}")
+
+
+def make_batch(config: Any, shape: Shape, device: str = "meta") -> dict[str, Any]:
+    """Keyword arguments of one forward. Grids are real on the CPU; everything else has no values."""
+    rows = (shape.micro_batch_size, shape.cutoff_len)
+    batch: dict[str, Any] = {
+        "input_ids": torch.empty(rows, dtype=torch.long, device=device),
+        "labels": torch.empty(rows, dtype=torch.long, device=device),
+    }
+    if config.model_type in IMAGE_MODELS:
+        batch["position_ids"] = torch.empty((3, *rows), dtype=torch.long, device=device)
+    if shape.grids:
+        vision = config.vision_config
+        width = int(vision.in_channels) * int(vision.temporal_patch_size) * int(vision.patch_size) ** 2
+        batch["pixel_values"] = torch.empty((shape.patches, width), dtype=torch.float32, device=device)
+        batch["image_grid_thw"] = torch.tensor(shape.grids, dtype=torch.long)
+    return batch
+
+
+def resident_only(config: Any, shape: Shape, device: str = "meta") -> list[torch.Tensor]:
+    """Tensors that the collator puts on the device and the step does not read: the mask of ones."""
+    return [torch.empty((shape.micro_batch_size, shape.cutoff_len), dtype=torch.long, device=device)]

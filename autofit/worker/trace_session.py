@@ -1,0 +1,361 @@
+"""One structural variant being traced: the model built once, then one run a shape."""
+
+import importlib
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from autofit.worker.groups import NothingToTrain
+from autofit.worker.models import build, load_config
+from autofit.worker.precision import dtypes
+from autofit.worker.trace_autocast import AutocastPolicy, unknown_operators
+from autofit.worker.trace_inputs import IMAGE_MODELS, Shape, TraceError, check_images, image_grid, make_batch, resident_only
+from autofit.worker.trace_kernels import CUBLAS_WORKSPACE, NOT_MODELLED, device_kernels, flash_attention_interface, scratch_of
+from autofit.worker.trace_loop import Loop
+from autofit.worker.trace_optim import build_optimizer
+from autofit.worker.trace_parts import parameter_groups, watch_parts
+from autofit.worker.trace_tracer import CATEGORIES, PHASES, StorageTracer
+
+FORMAT = 1
+MICRO_STEPS = 2
+"""Micro-batches traced at most: the second accumulates into existing gradients, all others are like it."""
+
+
+class Session:
+    """Builds the model and traces shapes.
+
+    Args:
+        model: `autofit.config.model.Model` as a dict.
+        trial: `autofit.config.trial.TrialSpec` as a dict.
+        options: the spec's `trace` key.
+
+    Raises:
+        TraceError: the model cannot be built or its knobs cannot be traced.
+    """
+
+    def __init__(self, model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any]) -> None:
+        self.trial = trial
+        self.target = str(options.get("target", "cuda"))
+        self.foreach = options.get("foreach", True if self.target == "cuda" else None)
+        self.owns_optimizer = bool(options.get("optimizer", int(trial["zero_stage"]) == 0))
+        self.max_grad_norm = options.get("max_grad_norm", 1.0)
+        self.not_modelled = list(NOT_MODELLED[self.target])
+        self._check()
+        flash = trial["attention"] == "flash_attention_2"
+        try:
+            self.config = load_config(model)
+            self.model = build(model, {**trial, "attention": "sdpa"} if flash else trial, 0, "meta")
+        except NothingToTrain as error:
+            raise TraceError(str(error)) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError) as error:
+            raise TraceError(f"the model cannot be built without weights: {' '.join(str(error).split())[:400]}") from error
+        self.model.train()
+        if flash:
+            _use_flash_attention(self.model)
+        self.kinds = dtypes(trial)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._tracer: StorageTracer | None = None
+        self._hooked = False
+
+    def _check(self) -> None:
+        trial = self.trial
+        if self.target not in NOT_MODELLED:
+            raise TraceError(f"target {self.target!r}: allowed are {', '.join(NOT_MODELLED)}")
+        if trial["fused_cross_entropy"]:
+            raise TraceError("fused_cross_entropy: Liger's kernels cannot be traced yet; set it to false")
+        if trial["optimizer"] in ("adamw_8bit", "paged_adamw_8bit"):
+            self.not_modelled.append("bitsandbytes' kernels (its optimizer state is)")
+            if trial["optimizer"].startswith("paged"):
+                self.not_modelled.append("paged optimizer state in device memory")
+        if trial["attention"] == "eager" and self.target == "cpu":
+            self.not_modelled.append("oneDNN scratch of batched products")
+
+    def own_shape(self) -> Shape:
+        """The trial's own batch: full sequences, the largest legal images."""
+        trial, grids = self.trial, ()
+        batch = int(trial["micro_batch_size"])
+        if getattr(self.config, "vision_config", None) is not None and int(trial["images"]["per_sample"]):
+            vision = self.config.vision_config
+            merge = int(getattr(vision, "spatial_merge_size", 2))
+            grid = image_grid(int(trial["images"]["max_pixels"]), int(vision.patch_size), merge)
+            grids = (grid,) * (batch * int(trial["images"]["per_sample"]))
+        return Shape(batch, int(trial["cutoff_len"]), grids)
+
+    # ---- running ------------------------------------------------------------------------------------------------------
+
+    def full(self, shape: Shape) -> StorageTracer:
+        """Two optimizer steps; operations are recorded in the second."""
+        return self._run(shape, steps=2)
+
+    def probe(self, shape: Shape) -> StorageTracer:
+        """Forward and backward of one step, operations recorded; no optimizer."""
+        return self._run(shape, steps=0)
+
+    def _run(self, shape: Shape, steps: int) -> StorageTracer:
+        check_images(self.config, shape)
+        tracer = StorageTracer("meta", scratch_of(self.target))
+        self._tracer = tracer
+        self._watch()
+        self._load(tracer, keep_optimizer=steps == 0)
+        policy = AutocastPolicy(self.target, lambda: tracer.labelled("autocast_copies"))
+        casting = policy.installed() if self.kinds.autocast is not None else nullcontext()
+        try:
+            with device_kernels(self.target), _plain_sequences(), casting, tracer:
+                self._steps(tracer, shape, max(steps, 1), with_optimizer=steps > 0)
+        except NotImplementedError as error:
+            raise TraceError(
+                f"{self.config.model_type}: its code reads values of tensors, which a trace does not have"
+                f" ({' '.join(str(error).split())[:200]})"
+            ) from error
+        finally:
+            for parameter in self.model.parameters():
+                parameter.grad = None
+        return tracer
+
+    def _load(self, tracer: StorageTracer, keep_optimizer: bool) -> None:
+        masters = self.kinds.autocast is not None
+        for parameter in self.model.parameters():
+            tracer.see(parameter, "master_weights" if masters and parameter.requires_grad else "weights", "parameter")
+        for buffer in self.model.buffers():
+            tracer.see(buffer, "weights", "buffer")
+
+    def _steps(self, tracer: StorageTracer, shape: Shape, steps: int, with_optimizer: bool) -> None:
+        optimizer = None
+        if with_optimizer and self.owns_optimizer:
+            optimizer = build_optimizer(self.trial["optimizer"], self.model, self.foreach)
+        micro_steps = min(int(self.trial["gradient_accumulation_steps"]), MICRO_STEPS)
+        seen_products = [0]
+
+        def observe(phase: str, step: int) -> None:
+            tracer.enter(phase, step)
+            if self.target == "cuda" and phase in ("forward", "backward") and len(seen_products) < 3 and step == 0:
+                if seen_products[-1] != phase:
+                    seen_products.append(phase)  # type: ignore[arg-type]
+                    tracer.keep(CUBLAS_WORKSPACE, "cublas_workspace")
+            last = step == steps - 1
+            tracer.recording = last and (phase != "zero_grad")
+
+        loop = Loop(
+            self.model,
+            optimizer,
+            autocast=self.kinds.autocast,
+            scaled=self.kinds.autocast == torch.float16,
+            max_grad_norm=self.max_grad_norm,
+            observe=observe,
+        )
+        for step in range(steps):
+            tracer.enter("batch", step)
+            with tracer.labelled("inputs"):
+                batches = [make_batch(self.config, shape) for _ in range(micro_steps)]
+                extra = [resident_only(self.config, shape) for _ in range(micro_steps)]
+            if with_optimizer:
+                loop.step(batches, step)
+                if optimizer is not None:
+                    _label_state(tracer, optimizer)
+            else:
+                for number, batch in enumerate(batches):
+                    loop.micro_step(batch, step, micro_steps, number)
+                tracer.recording = False
+                tracer.enter("zero_grad", step)
+                for parameter in self.model.parameters():
+                    parameter.grad = None
+            tracer.enter("zero_grad", step)
+            del batches, extra
+
+    def _watch(self) -> None:
+        if self._hooked:
+            return
+        self._hooked = True
+        watch_parts(self.model, _Current(self))  # type: ignore[arg-type]
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._gradient)
+
+    def _gradient(self, parameter: torch.Tensor) -> None:
+        if self._tracer is not None and parameter.grad is not None:
+            self._tracer.relabel(parameter.grad, "gradients")
+
+    # ---- writing ------------------------------------------------------------------------------------------------------
+
+    def document(self, reference: StorageTracer, probes: list[StorageTracer], shapes: list[Shape]) -> dict[str, Any]:
+        """The trace of all shapes: one structure, sizes a shape."""
+        sizes, operations = [reference.storage_bytes], [reference.operations]
+        for probe, shape in zip(probes, shapes[1:], strict=True):
+            sizes.append(_aligned_sizes(reference, probe, shape))
+            operations.append(_aligned_operations(reference, probe, shape))
+        names = sorted({name for name, *_ in reference.operations})
+        index = {name: number for number, name in enumerate(names)}
+        return {
+            "format": FORMAT,
+            "categories": list(CATEGORIES),
+            "phases": list(PHASES),
+            "shapes": [
+                {"micro_batch_size": shape.micro_batch_size, "cutoff_len": shape.cutoff_len, "grids": [list(g) for g in shape.grids]}
+                for shape in shapes
+            ],
+            "events": {
+                "kind": reference.event_kind,
+                "storage": reference.event_storage,
+                "phase": reference.event_phase,
+                "step": reference.event_step,
+            },
+            "storages": {"category": reference.storage_category, "source": _indexed(reference.storage_source), "bytes": sizes},
+            "operations": {
+                "names": names,
+                "name": [index[name] for name, *_ in reference.operations],
+                "phase": [phase for _, phase, *_ in reference.operations],
+                "flops": [[row[2] for row in rows] for rows in operations],
+                "bytes_read": [[row[3] for row in rows] for rows in operations],
+                "bytes_written": [[row[4] for row in rows] for rows in operations],
+            },
+            "metadata": self._metadata(reference),
+        }
+
+    def _metadata(self, reference: StorageTracer) -> dict[str, Any]:
+        groups = parameter_groups(self.model)
+        accumulation = int(self.trial["gradient_accumulation_steps"])
+        unknown = unknown_operators(self.target) if self.kinds.autocast is not None else []
+        if unknown:
+            self.not_modelled.append(f"autocast of {', '.join(unknown)}")
+        return {
+            "target": self.target,
+            "model_type": self.config.model_type,
+            "parameters": {
+                "total": sum(group["total"] for group in groups.values()),
+                "trainable": sum(group["trainable"] for group in groups.values()),
+                "groups": groups,
+            },
+            "precision_mode": self.kinds.words,
+            "optimizer_traced": self.owns_optimizer,
+            "gradient_accumulation_steps": accumulation,
+            "micro_steps_traced": min(accumulation, MICRO_STEPS),
+            "cublas_workspace_bytes": CUBLAS_WORKSPACE if self.target == "cuda" else 0,
+            "not_modelled": self.not_modelled,
+            "index_operators": sorted(reference.unmixed),
+            "versions": _versions(),
+        }
+
+
+class _Current:
+    """Forwards `mark` to the tracer of the run in progress: hooks are put on once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def mark(self, part: str, share: float = 1.0) -> tuple[str, float]:
+        tracer = self._session._tracer
+        return tracer.mark(part, share) if tracer is not None else (part, share)
+
+
+def _label_state(tracer: StorageTracer, optimizer: torch.optim.Optimizer) -> None:
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                tracer.relabel(value, "optimizer_state")
+
+
+def _use_flash_attention(model: torch.nn.Module) -> None:
+    """Sets the attention after building: asking for it earlier demands the package, whose kernels are replaced anyway."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register("flash_attention_2", flash_attention_interface())
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation_internal"):
+            config._attn_implementation_internal = "flash_attention_2"
+
+
+@contextmanager
+def _plain_sequences() -> Iterator[None]:
+    """transformers looks for packed sequences in the values of position ids, and leaves autocast alone on `meta`."""
+    import sys
+
+    changed: list[tuple[Any, str, Any]] = []
+
+    def put(module: Any, name: str, value: Any) -> None:
+        if hasattr(module, name):
+            changed.append((module, name, getattr(module, name)))
+            setattr(module, name, value)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("transformers.") and module is not None:
+            if "find_packed_sequence_indices" in vars(module):
+                put(module, "find_packed_sequence_indices", lambda position_ids: None)
+            if "maybe_autocast" in vars(module):
+                put(module, "maybe_autocast", _maybe_autocast)
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)
+
+
+def _maybe_autocast(
+    device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, cache_enabled: bool | None = None
+) -> Any:
+    """transformers.utils.generic.maybe_autocast, with the state that `trace_autocast` keeps."""
+    if torch.is_autocast_enabled("cpu") or enabled:
+        return torch.autocast("cpu", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
+    return nullcontext()
+
+
+def _aligned_sizes(reference: StorageTracer, probe: StorageTracer, shape: Shape) -> list[int]:
+    """Sizes of the reference's storages at the probe's shape.
+
+    A step's batch, forward and backward have the same events in both; the other phases do not depend on the shape.
+
+    Raises:
+        TraceError: the events differ.
+    """
+    sizes = list(reference.storage_bytes)
+    there = _segment(probe, 0)
+    for step in sorted(set(reference.event_step)):
+        here = _segment(reference, step)
+        if [kind for kind, _ in here] != [kind for kind, _ in there]:
+            raise TraceError(f"the events at {shape} are not those of the first shape ({len(there)} against {len(here)})")
+        for (kind, storage), (_, other) in zip(here, there, strict=True):
+            if kind > 0:
+                sizes[storage] = probe.storage_bytes[other]
+    return sizes
+
+
+def _segment(tracer: StorageTracer, step: int) -> list[tuple[int, int]]:
+    wanted = {PHASES.index("batch"), PHASES.index("forward"), PHASES.index("backward")}
+    workspace = "cublas_workspace"
+    return [
+        (kind, storage)
+        for kind, storage, phase, at in zip(
+            tracer.event_kind, tracer.event_storage, tracer.event_phase, tracer.event_step, strict=True
+        )
+        if at == step and phase in wanted and tracer.storage_source[storage] != workspace
+    ]
+
+
+def _aligned_operations(reference: StorageTracer, probe: StorageTracer, shape: Shape) -> list[Any]:
+    """The reference's operations with the probe's numbers; the optimizer's keep their own."""
+    count = len(probe.operations)
+    if [row[:2] for row in probe.operations] != [row[:2] for row in reference.operations[:count]]:
+        raise TraceError(f"the operations at {shape} are not those of the first shape")
+    return probe.operations + reference.operations[count:]
+
+
+def _indexed(names: list[str]) -> dict[str, Any]:
+    table = sorted(set(names))
+    index = {name: number for number, name in enumerate(table)}
+    return {"names": table, "index": [index[name] for name in names]}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "peft", "accelerate"):
+        try:
+            found[name] = str(importlib.import_module(name).__version__)
+        except ImportError:
+            continue
+    return found
+
+
+__all__ = ["IMAGE_MODELS", "Session"]
