@@ -1,0 +1,55 @@
+"""Faults planted by tests through `AUTOFIT_FAULT`; without the variable nothing here does anything.
+
+A comma-separated list of:
+    hang:RANK:STEP      sleeps for ever at the start of that optimizer step (0 is the first)
+    die:RANK:STEP       SIGKILLs itself
+    crash:RANK:STEP     raises RuntimeError
+    data:RANK:STEP      raises DataError
+    oom-host:RANK:STEP  SIGKILLs itself as the kernel's OOM killer does, and lets the supervisor see one more such kill
+    ignore-sigterm      supervisor and ranks ignore SIGTERM
+    torn-result         the supervisor dies half-way through a result.json written without care
+    garbage-result      result.json holds something that is not JSON, and garbage is printed
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from autofit.worker.outcomes import DataError
+
+VARIABLE = "AUTOFIT_FAULT"
+_SIMULATED_KILL = "simulated-oom-kill"
+
+
+def planted(name: str) -> bool:
+    """Whether a fault without a place is planted."""
+    return name in os.environ.get(VARIABLE, "").split(",")
+
+
+def strike(rank: int, step: int, folder: Path) -> None:
+    """Commits the faults planted for this rank and step."""
+    faults = os.environ.get(VARIABLE)
+    if not faults:
+        return
+    here = f":{rank}:{step}"
+    for fault in faults.split(","):
+        if not fault.endswith(here):
+            continue
+        kind = fault.removesuffix(here)
+        if kind == "hang":
+            while True:
+                time.sleep(3600)
+        if kind == "oom-host":
+            (folder / _SIMULATED_KILL).touch()
+        if kind in {"die", "oom-host"}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "crash":
+            raise RuntimeError("planted crash")
+        if kind == "data":
+            raise DataError("planted data error")
+
+
+def simulated_oom_kills(folder: Path) -> int:
+    """OOM kills that `oom-host` pretends; added to the kernel's own count."""
+    return int(bool(os.environ.get(VARIABLE)) and (folder / _SIMULATED_KILL).exists())

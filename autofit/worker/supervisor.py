@@ -1,0 +1,222 @@
+"""Starts the ranks of one trial, ends them together, and merges what they report. Standard library only.
+
+Ranks are started here rather than by torchrun, which (torch >= 2.x) puts each rank into a session of its own: a signal to the
+driver's process group would miss them. Here every rank stays in the supervisor's group, and dies with the supervisor, which
+dies with the driver. Even a single rank is a child: what the kernel does to it (SIGKILL) can then be told.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from autofit.worker import faults
+from autofit.worker.files import read_json
+from autofit.worker.heartbeat import heartbeat_path
+from autofit.worker.merge import result_path, write_result
+from autofit.worker.order import Order
+from autofit.worker.outcomes import says_out_of_memory
+from autofit.worker.processes import die_with_parent, kernel_oom_kills
+from autofit.worker.report import RankReport, job_id, read_report, report_path
+
+GRACE_SECONDS = 5.0
+"""What the other ranks get after one has failed, to notice it and to write their own report; then again between SIGTERM and SIGKILL."""
+POLL_SECONDS = 0.05
+DRIVER_PID = "AUTOFIT_DRIVER_PID"
+SUPERVISOR_PID = "AUTOFIT_SUPERVISOR_PID"
+
+RankCommand = Callable[[int], list[str]]
+
+
+@dataclass
+class _Rank:
+    process: subprocess.Popen[bytes]
+    ended_by_us: bool = False
+
+
+@dataclass
+class _Job:
+    order: Order
+    ranks: list[_Rank] = field(default_factory=list)
+    terminated: bool = False
+    oom_kills_before: int = 0
+
+
+def supervise(order: Order, command: RankCommand | None = None) -> int:
+    """Runs the trial to its end and leaves `result.json`. `command` (tests only) replaces what a rank executes.
+
+    Returns 0 when the outcome is COMPLETED, otherwise 1. SIGTERM and SIGINT are passed on to the ranks; what they have
+    reported is merged.
+    """
+    driver = os.environ.get(DRIVER_PID)
+    if driver:
+        die_with_parent(int(driver))
+    job = _Job(order, oom_kills_before=_oom_kills(order))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminate(job))
+    _clean(order)
+    os.environ |= _rendezvous(order)
+    for rank in range(order.num_ranks):
+        job.ranks.append(_Rank(_start(order, rank, command)))
+    _wait(job, parent=int(driver) if driver else None)
+    return _conclude(job)
+
+
+def _terminate(job: _Job) -> Callable[[int, FrameType | None], None]:
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        if not faults.planted("ignore-sigterm"):
+            job.terminated = True
+
+    return handler
+
+
+def _clean(order: Order) -> None:
+    """Takes away what an earlier start on the same folder has left."""
+    for rank in range(order.num_ranks):
+        report_path(order.folder, rank).unlink(missing_ok=True)
+        heartbeat_path(order.folder, rank).unlink(missing_ok=True)
+    result_path(order.folder).unlink(missing_ok=True)
+
+
+def _rendezvous(order: Order) -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(time.time_ns())}
+
+
+def _start(order: Order, rank: int, command: RankCommand | None) -> subprocess.Popen[bytes]:
+    default = [sys.executable, str(Path(__file__).with_name("__main__.py")), "rank", str(order.spec_path)]
+    return subprocess.Popen(
+        command(rank) if command else default,
+        env={**os.environ, **_rank_environment(order, rank)},
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _rank_environment(order: Order, rank: int) -> dict[str, str]:
+    """What a rank finds in its environment beside the supervisor's own."""
+    ranks = str(order.num_ranks)
+    threads = max(1, len(os.sched_getaffinity(0)) // order.num_ranks)
+    chosen = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": ranks,
+        "LOCAL_WORLD_SIZE": ranks,
+        SUPERVISOR_PID: str(os.getpid()),
+    }
+    if order.device == "cpu":
+        # Ranks that each start a thread a core fight for the cores: a step then takes up to 20 times longer.
+        defaults = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}
+        return {**_absent(defaults), **chosen, **_CPU_ENVIRONMENT}
+    defaults = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(threads)}
+    if order.num_ranks > 1:
+        # What LLaMA-Factory 0.9.5 sets on its torchrun path, and only there: the trial must run as the real launch will.
+        defaults |= {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "TORCH_NCCL_AVOID_RECORD_STREAMS": "1"}
+    return {**_absent(defaults), **chosen}
+
+
+_CPU_ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "DS_ACCELERATOR": "cpu",
+    # Freed memory goes back to the kernel at once, so that resident and data size follow the tensors (see meter.CpuMeter).
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
+
+
+def _absent(defaults: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in defaults.items() if name not in os.environ}
+
+
+def _wait(job: _Job, parent: int | None) -> None:
+    """Until all ranks have ended, by themselves or by force."""
+    failed_at: float | None = None
+    termed_at: float | None = None
+    while running := [rank for rank in job.ranks if rank.process.poll() is None]:
+        now = time.monotonic()
+        if parent is not None and os.getppid() != parent:
+            job.terminated = True
+        if failed_at is None and any(rank.process.returncode for rank in job.ranks):
+            failed_at = now
+        over = failed_at is not None and now - failed_at > GRACE_SECONDS
+        if termed_at is None and (job.terminated or over):
+            termed_at = now
+            _signal(running, signal.SIGTERM)
+        elif termed_at is not None and now - termed_at > GRACE_SECONDS:
+            _signal(running, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+def _signal(ranks: list[_Rank], number: signal.Signals) -> None:
+    for rank in ranks:
+        rank.ended_by_us = True
+        rank.process.send_signal(number)
+
+
+def _conclude(job: _Job) -> int:
+    reports = []
+    for number, rank in enumerate(job.ranks):
+        report = read_report(job.order.folder, number, job_id())
+        reports.append(report or _obituary(job, number, rank))
+    if faults.planted("torn-result") or faults.planted("garbage-result"):
+        return _spoil_result(job.order)
+    try:
+        outcome = write_result(job.order, reports)
+    except OSError as error:
+        print(f"autofit.worker: {result_path(job.order.folder)} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0 if outcome == "COMPLETED" else 1
+
+
+def _obituary(job: _Job, number: int, rank: _Rank) -> RankReport:
+    """The report of a rank that left none."""
+    code = rank.process.returncode
+    beat = read_json(heartbeat_path(job.order.folder, number)) or {}
+    report = RankReport(rank=number, phase=beat.get("phase", "start"), died="ended" if rank.ended_by_us else "itself")
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code} and left no report"
+    report.error_type = signal.Signals(-code).name if code < 0 else "Exit"
+    report.message = f"rank {number} {how}, at optimizer step {beat.get('step', 0)}"
+    if rank.ended_by_us:
+        report.message += ", because the trial was ended" if job.terminated else ", because another rank had failed"
+    elif code == -signal.SIGKILL and _oom_kills(job.order) > job.oom_kills_before:
+        report.outcome = "HOST_OOM"
+        report.message += "; the kernel's out-of-memory killer has struck meanwhile"
+    elif code < 0 and says_out_of_memory(_last_words()):
+        report.outcome = "OOM" if job.order.device == "cpu" else "HOST_OOM"
+        report.message += "; its last words tell of a failed allocation"
+    return report
+
+
+def _oom_kills(order: Order) -> int:
+    return kernel_oom_kills() + faults.simulated_oom_kills(order.folder)
+
+
+def _last_words(length: int = 4096) -> str:
+    """The end of standard error where that is a file (the driver's stderr.log): C++ says there why it aborts."""
+    try:
+        with Path("/proc/self/fd/2").open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - length))
+            return file.read(length).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _spoil_result(order: Order) -> int:
+    """Planted faults of the file itself."""
+    path = result_path(order.folder)
+    if faults.planted("garbage-result"):
+        print("\x00\xff garbage {]")
+        path.write_bytes(b"\x80garbage {]")
+        return 0
+    path.write_text('{"schema_version": 1, "outcome": "COMPL', encoding="utf-8")
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 1
