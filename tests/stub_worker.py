@@ -2,7 +2,7 @@
 it is started as `STUB <worker entry> probe|run ...` and keeps the worker's file contract.
 
 Memory and speed are simple functions of the spec. $AUTOFIT_STUB names a fault; $AUTOFIT_STUB_SECONDS is how long a trial takes;
-$AUTOFIT_STUB_LOG gets one line a run, `number key`, for counting how often each configuration really ran.
+$AUTOFIT_STUB_LOG gets one line a run, `number time`, for counting how often each trial really ran.
 """
 
 import json
@@ -80,7 +80,7 @@ def run(spec_file: Path) -> int:
     run_dir, spec, fault = spec_file.parent, json.loads(spec_file.read_text()), os.environ.get("AUTOFIT_STUB", "")
     if log := os.environ.get("AUTOFIT_STUB_LOG"):
         with Path(log).open("a") as stream:
-            stream.write(f"{run_dir.name} {spec['trial']}\n")
+            stream.write(f"{run_dir.name} {time.time()}\n")
     if fault == "ignore-sigterm":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -92,6 +92,8 @@ def run(spec_file: Path) -> int:
         progress += fault != "hang" or progress < 3
         beat(run_dir, progress)
         time.sleep(0.02)
+        if fault != "orphan" and os.getppid() != int(os.environ["AUTOFIT_DRIVER_PID"]):
+            return 1  # the driver is gone: so goes the worker
         if fault == "die" and progress > 2:
             os.kill(os.getpid(), signal.SIGKILL)
     if fault == "silent":
