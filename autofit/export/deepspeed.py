@@ -7,20 +7,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from autofit.config.model import Model
 from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
 from autofit.export.source import Source
 
 FILE = "ds_config.json"
-_BUCKET = 500_000_000
+BUCKET_ELEMENTS = 500_000_000
 _LIVE = 1_000_000_000
 
 
-def deepspeed_config(spec: TrialSpec) -> dict[str, Any] | None:
+def deepspeed_config(spec: TrialSpec, *, bucket_elements: int = BUCKET_ELEMENTS) -> dict[str, Any] | None:
     """What the Hugging Face integration reads (it fills in each `auto`); None without DeepSpeed (`zero_stage` 0).
 
-    Counts are whole numbers where the examples write 5e8, which YAML would read as text.
+    Counts are whole numbers where the examples write 5e8, which YAML would read as text. With `pure_bf16` neither half section
+    is on, as when LLaMA-Factory fills in the examples.
     """
     if spec.zero_stage == 0:
         return None
@@ -30,29 +30,38 @@ def deepspeed_config(spec: TrialSpec) -> dict[str, Any] | None:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
+        # An offloaded optimizer stays the one that was measured; DeepSpeed would put its own CPU Adam in its place.
+        "zero_force_ds_cpu_optimizer": False,
         "fp16": {
-            "enabled": "auto",
+            "enabled": spec.precision == "fp16",
             "loss_scale": 0,
             "loss_scale_window": 1000,
             "initial_scale_power": 16,
             "hysteresis": 2,
             "min_loss_scale": 1,
         },
-        "bf16": {"enabled": "auto"},
+        "bf16": {"enabled": spec.precision == "bf16" and not spec.pure_bf16},
         "zero_optimization": {
             "stage": spec.zero_stage,
             **_offload(spec),
-            **(_stage_3() if spec.zero_stage == 3 else _stages_1_2()),
+            **(_stage_3() if spec.zero_stage == 3 else _stages_1_2(bucket_elements)),
         },
     }
 
 
-def standalone_config(spec: TrialSpec, model: Model) -> dict[str, Any] | None:
+def config_for(source: Source) -> dict[str, Any] | None:
+    """`deepspeed_config` with the bucket that the trial had: on a CPU no more than the model's own size."""
+    size = source.result.total_parameters
+    on_cpu = source.study.hardware.device == "cpu"
+    return deepspeed_config(source.spec, bucket_elements=min(BUCKET_ELEMENTS, size) if on_cpu and size else BUCKET_ELEMENTS)
+
+
+def standalone_config(source: Source) -> dict[str, Any] | None:
     """`deepspeed_config` with every `auto` replaced by its value, so that plain DeepSpeed reads it too.
 
     The stage 3 values follow transformers' `HfTrainerDeepSpeedConfig`; they stay `auto` where the hidden size is unknown.
     """
-    config = deepspeed_config(spec)
+    spec, config = source.spec, config_for(source)
     if config is None:
         return None
     config |= {
@@ -60,10 +69,9 @@ def standalone_config(spec: TrialSpec, model: Model) -> dict[str, Any] | None:
         "train_micro_batch_size_per_gpu": spec.micro_batch_size,
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,
         "gradient_clipping": 1.0,  # TrainingArguments.max_grad_norm
-        "fp16": {**config["fp16"], "enabled": spec.precision == "fp16"},
-        "bf16": {"enabled": spec.precision == "bf16"},
     }
-    text = (model.config or {}).get("text_config") or model.config or {}
+    model = source.model.config or {}
+    text = model.get("text_config") or model
     if spec.zero_stage == 3 and "hidden_size" in text:
         hidden = int(text["hidden_size"])
         config["zero_optimization"] |= {
@@ -80,8 +88,8 @@ def render(source: Source) -> dict[str, str]:
     Raises:
         UsageError: the trial ran without DeepSpeed.
     """
-    config = standalone_config(source.spec, source.model)
-    if source.result and config is None:
+    config = standalone_config(source)
+    if config is None:
         raise UsageError(
             f"trial {source.trial.trial_number} ran without DeepSpeed (zero_stage 0); "
             "export it with --launcher llamafactory or transformers"
@@ -100,13 +108,13 @@ def _offload(spec: TrialSpec) -> dict[str, Any]:
     return {name: dict(to_host) for name, yes in wanted.items() if yes}
 
 
-def _stages_1_2() -> dict[str, Any]:
+def _stages_1_2(bucket_elements: int) -> dict[str, Any]:
     return {
         "allgather_partitions": True,
-        "allgather_bucket_size": _BUCKET,
+        "allgather_bucket_size": bucket_elements,
         "overlap_comm": False,
         "reduce_scatter": True,
-        "reduce_bucket_size": _BUCKET,
+        "reduce_bucket_size": bucket_elements,
         "contiguous_gradients": True,
         "round_robin_gradients": True,
     }

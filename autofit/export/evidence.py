@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from autofit.config.legality import canonical
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
 from autofit.export.source import Source
@@ -110,10 +111,8 @@ def _one_line(text: str) -> str:
 
 
 def reference_trial(study: StudyRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
-    """The first trial that ran the space's reference, or None."""
+    """The first trial that ran the space's reference, or None: setting the reference's knobs in it changes nothing."""
     for trial in sorted(trials, key=lambda each: each.trial_number):
-        if trial.purpose == "search" and all(
-            getattr(trial.spec, name, value) == value for name, value in study.space.reference.items()
-        ):
+        if canonical(trial.spec.model_copy(update=study.space.reference), study.model) == trial.spec:
             return trial
     return None

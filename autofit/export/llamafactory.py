@@ -13,7 +13,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
-from autofit.export.deepspeed import deepspeed_config
+from autofit.export.deepspeed import config_for
 from autofit.export.evidence import evidence, warning
 from autofit.export.source import Source
 from autofit.export.templates import template_for
@@ -141,16 +141,14 @@ def _chosen(source: Source) -> dict[str, Any]:
     }
     if source.study.hardware.device == "cpu" and spec.precision != "fp32":
         section["use_cpu"] = True
-    if (config := deepspeed_config(spec)) is not None:
+    if (config := config_for(source)) is not None:
         section["deepspeed"] = config
     return section
 
 
 def _precision(spec: TrialSpec) -> dict[str, Any]:
-    if spec.pure_bf16 and spec.zero_stage == 0:
+    if spec.pure_bf16:  # `bf16` beside it would add autocast
         return {"pure_bf16": True}
-    if spec.pure_bf16:  # DeepSpeed's own bf16 follows `bf16`
-        return {"pure_bf16": True, "bf16": True}
     return {"bf16": spec.precision == "bf16", "fp16": spec.precision == "fp16"}
 
 

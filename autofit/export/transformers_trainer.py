@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autofit.config.trial import TrialSpec
-from autofit.export.deepspeed import deepspeed_config
+from autofit.export.deepspeed import config_for
 from autofit.export.evidence import evidence, warning
 from autofit.export.llamafactory import FREEZE_TRAINABLE_LAYERS, LEARNING_RATE, needs_torchrun
 from autofit.export.source import Source
@@ -43,7 +43,7 @@ def _arguments(source: Source) -> dict[str, Any]:
         "per_device_eval_batch_size": spec.micro_batch_size,
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,
         "optim": spec.optimizer,
-        "bf16": spec.precision == "bf16" and (not spec.pure_bf16 or spec.zero_stage > 0),
+        "bf16": spec.precision == "bf16" and not spec.pure_bf16,
         "fp16": spec.precision == "fp16",
         "gradient_checkpointing": spec.gradient_checkpointing,
         "num_train_epochs": 3.0,
@@ -57,12 +57,13 @@ def _arguments(source: Source) -> dict[str, Any]:
         "seed": 42,
     }
     if spec.gradient_checkpointing:
-        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": True}
+        # re-entrant, a layer above frozen embeddings would get no gradient: LLaMA-Factory has its own remedy, Trainer has none
+        arguments["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     if spec.fused_cross_entropy:
         arguments["use_liger_kernel"] = True
     if source.study.hardware.device == "cpu" and spec.precision != "fp32":
         arguments["use_cpu"] = True
-    if (config := deepspeed_config(spec)) is not None:
+    if (config := config_for(source)) is not None:
         arguments["deepspeed"] = config
     return arguments
 
@@ -97,8 +98,18 @@ def _model(source: Source) -> dict[str, Any]:
             "language_model": spec.freeze_language_model,
         }
     failed = warning(source.result)
-    description["evidence"] = [*([failed] if failed else []), *evidence(source)]
+    description["evidence"] = [*([failed] if failed else []), *evidence(source), *_differences(spec)]
     return description
+
+
+def _differences(spec: TrialSpec) -> list[str]:
+    """Where plain Trainer does something else than the trial did."""
+    if not spec.gradient_checkpointing:
+        return []
+    return [
+        "differs from the trial: that checkpointed as LLaMA-Factory does, re-entrant and only in modules with trainable "
+        "parameters; Trainer checkpoints every layer, not re-entrant, so its peak can be a little different"
+    ]
 
 
 def _loaded_dtype(spec: TrialSpec) -> str:

@@ -2,7 +2,8 @@
 
     PYTHON llamafactory_parse.py FOLDER OUT.json
 
-OUT.json: file name -> {"error": message} or {"values": {key: parsed value}} over all of LLaMA-Factory's argument classes.
+OUT.json: `files`, file name -> {"error": message} or {"values": {key: parsed value}} over all of LLaMA-Factory's argument
+classes; and `templates`, the names of its chat templates.
 Torchrun's variables make this process rank 0 of 1; the checks for a GPU that the files were written for are answered yes.
 """
 
@@ -20,6 +21,7 @@ def main() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from llamafactory.data.template import TEMPLATES
     from llamafactory.hparams import parser
     from transformers import training_args
 
@@ -31,7 +33,7 @@ def main() -> None:
             found[file.name] = {"values": _values(parser.get_train_args())}
         except Exception as error:
             found[file.name] = {"error": f"{type(error).__name__}: {error}"}
-    out.write_text(json.dumps(found))
+    out.write_text(json.dumps({"files": found, "templates": sorted(TEMPLATES)}))
 
 
 def _values(groups: tuple[object, ...]) -> dict[str, object]:
