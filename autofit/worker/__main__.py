@@ -36,14 +36,14 @@ def main(argv: list[str]) -> int:
 
         return probe()
     if len(rest) != 1 or rest[0].startswith("-"):
-        print(USAGE, file=sys.stderr)
+        sys.stderr.write(f"{USAGE}\n")
         return 2
     from autofit.worker.order import OrderError, read_order
 
     try:
         order = read_order(Path(rest[0]))
     except OrderError as error:
-        print(f"autofit.worker: {error}", file=sys.stderr)
+        sys.stderr.write(f"autofit.worker: {error}\n")
         return 2
     if verb == "rank" or _under_torchrun():
         from autofit.worker.rank import run_rank

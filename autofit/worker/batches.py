@@ -97,9 +97,10 @@ class WorstBatch(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return taken
 
     def _image_values(self, layout: ImageLayout, index: int) -> torch.Tensor:
-        """[patches, patch_values] fp32, as a processor gives them. One noise image, dimmed by the sample's index: a fresh one each
+        """[patches, patch_values] fp32, as a processor gives them.
 
-        time would cost the training step tens of milliseconds for nothing.
+        One noise image, dimmed by the sample's index: a fresh one each time would cost the step tens of
+        milliseconds for nothing.
         """
         if self._pixels is None:
             rows = math.prod(layout.grid) * self._images

@@ -44,7 +44,7 @@ _NEVER_ADAPTED = ("lm_head",)
 _LORA_CONFLICT = ("patch_embed",)
 
 
-class NothingToTrain(ValueError):
+class NothingToTrain(ValueError):  # noqa: N818 - reads better where it is raised
     """The freeze flags and the method leave no parameter to train."""
 
 

@@ -1,8 +1,8 @@
 """`heartbeat.rank<N>.json`: tells the driver a rank that hangs from one that is slow.
 
 Content: `pid`, `rank`, `phase`, `step` (optimizer steps begun), `progress` (a counter that rises with every sign of life)
-and `time` (`time.time()` at the last write). A rank hangs when `progress` stays the same for long; how long is long depends on `phase`:
-`start` (imports) and `load` (weights) bring no signs of life until they end.
+and `time` (`time.time()` at the last write). A rank hangs when `progress` stays the same for long; how long is long depends on
+`phase`: `start` (imports) and `load` (weights) bring no signs of life until they end.
 """
 
 import os

@@ -11,7 +11,7 @@ from autofit.worker.outcomes import is_consequence
 from autofit.worker.report import RANK_RESULT_FIELDS, RankReport
 
 SEVERITY = ("OOM", "HOST_OOM", "DATA_ERROR", "CRASHED", "COMPLETED")
-"""The first of these that any rank has is the job's outcome: one rank's OOM is the job's OOM, the others merely lose their peer."""
+"""The first of these that any rank has is the job's outcome: one rank's OOM is the job's, the others only lose their peer."""
 
 
 def result_path(folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """The CPU as a device: physical peak of the process, and a resource limit as its memory's size.
 
 Peak: `VmHWM`, reset through `/proc/self/clear_refs`, minus `VmRSS` at the baseline. Budget: `RLIMIT_DATA` = `VmData` at the
-baseline + budget, so that the allocation that oversteps it really fails. The two differ: `VmData` counts what is mapped, not what
-is touched (8 MiB for each new thread's stack, buffers not yet written), and leaves out files' pages that `VmHWM` counts.
+baseline + budget, so that the allocation that oversteps it really fails. The two differ: `VmData` counts what is mapped, not
+what is touched (8 MiB for each new thread's stack, buffers not yet written), and leaves out files' pages, which `VmHWM` counts.
 The supervisor has malloc give memory back at once (one arena, fixed thresholds), so that both follow the tensors.
 """
 

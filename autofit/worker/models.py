@@ -141,14 +141,13 @@ def _no_slow_initialisation() -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def _fill(model: torch.nn.Module, seed: int, deviation: float) -> None:
     """Gives each weight values that depend on `seed` and its name alone: not on ranks, ZeRO stage or order of building.
 
     Matrices are normal with `deviation`, biases 0; other vectors (norms) keep what their constructor gave them.
     """
     for name, parameter in model.named_parameters():
-        with _whole(parameter):
+        with torch.no_grad(), _whole(parameter):
             if parameter.dim() == 0 or parameter.numel() == 0:
                 continue
             if parameter.dim() > 1:

@@ -1,4 +1,4 @@
-"""What an exception means: out of memory, bad data, or a crash. By type first, by message where libraries raise RuntimeError."""
+"""What an exception means: out of memory, bad data, or a crash; by type, and by message where libraries raise RuntimeError."""
 
 import errno
 import re

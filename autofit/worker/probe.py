@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 from importlib import metadata
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "llamafactory")
@@ -21,5 +22,5 @@ def versions() -> dict[str, str]:
 def main() -> int:
     """Prints one line: a JSON object, `python` and each of PACKAGES -> version or null."""
     found = versions()
-    print(json.dumps({name: found.get(name) for name in ("python", *PACKAGES)}))  # noqa: T201 - the answer
+    sys.stdout.write(json.dumps({name: found.get(name) for name in ("python", *PACKAGES)}) + "\n")
     return 0

@@ -83,7 +83,8 @@ def _note(report: RankReport, heartbeat: Heartbeat, error: BaseException, device
     report.outcome, report.error_type, report.message = failure.outcome, failure.error_type, failure.message
     report.requested_bytes, report.allocated_bytes = failure.requested_bytes, failure.allocated_bytes
     report.phase = heartbeat.phase
-    print("".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
+    sys.stderr.write("".join(traceback.format_exception(error)))
+    sys.stderr.flush()
 
 
 def _leave(order: Order, report: RankReport) -> None:
@@ -93,7 +94,7 @@ def _leave(order: Order, report: RankReport) -> None:
         if SUPERVISOR_PID not in os.environ:
             _merge_without_supervisor(order, report)
     except OSError as error:
-        print(f"autofit.worker: rank {report.rank} cannot report: {error}", file=sys.stderr)
+        sys.stderr.write(f"autofit.worker: rank {report.rank} cannot report: {error}\n")
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()

@@ -26,7 +26,7 @@ from autofit.worker.processes import die_with_parent, kernel_oom_kills
 from autofit.worker.report import RankReport, job_id, read_report, report_path
 
 GRACE_SECONDS = 5.0
-"""What the other ranks get after one has failed, to notice it and to write their own report; then again between SIGTERM and SIGKILL."""
+"""What the other ranks get after one has failed, to notice and write their own report; again between SIGTERM and SIGKILL."""
 POLL_SECONDS = 0.05
 DRIVER_PID = "AUTOFIT_DRIVER_PID"
 SUPERVISOR_PID = "AUTOFIT_SUPERVISOR_PID"
@@ -171,7 +171,7 @@ def _conclude(job: _Job) -> int:
     try:
         outcome = write_result(job.order, reports)
     except OSError as error:
-        print(f"autofit.worker: {result_path(job.order.folder)} cannot be written: {error.strerror}", file=sys.stderr)
+        sys.stderr.write(f"autofit.worker: {result_path(job.order.folder)} cannot be written: {error.strerror}\n")
         return 1
     return 0 if outcome == "COMPLETED" else 1
 
@@ -214,7 +214,7 @@ def _spoil_result(order: Order) -> int:
     """Planted faults of the file itself."""
     path = result_path(order.folder)
     if faults.planted("garbage-result"):
-        print("\x00\xff garbage {]")
+        sys.stdout.write("\x00\xff garbage {]\n")
         path.write_bytes(b"\x80garbage {]")
         return 0
     path.write_text('{"schema_version": 1, "outcome": "COMPL', encoding="utf-8")

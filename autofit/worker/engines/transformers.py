@@ -67,7 +67,7 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter)
         report.losses = observer.losses() if order.record_losses else []
 
 
-class _Observer(TrainerCallback):  # type: ignore[misc]
+class _Observer(TrainerCallback):
     """Tells meter and heartbeat where the training is."""
 
     def __init__(self, order: Order, rank: int, heartbeat: Heartbeat, meter: Meter) -> None:
@@ -130,7 +130,7 @@ class _Observer(TrainerCallback):  # type: ignore[misc]
         self._heartbeat.beat(phase)
 
 
-class _ObservedTrainer(Trainer):  # type: ignore[misc]
+class _ObservedTrainer(Trainer):
     """Trainer in sequential order of samples, with every micro-batch's loss handed to the observer."""
 
     def __init__(self, *, observer: _Observer, **arguments: Any) -> None:
@@ -180,7 +180,7 @@ def _arguments(order: Order, config: Any) -> TrainingArguments:
     if order.device == "cpu":
         chosen["use_cpu"] = True
         chosen["ddp_backend"] = "gloo"
-    half = kinds.deepspeed or {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(kinds.autocast)  # type: ignore[arg-type]
+    half = kinds.deepspeed or {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(kinds.autocast)
     return TrainingArguments(
         output_dir=str(order.folder / "trainer"),
         per_device_train_batch_size=trial["micro_batch_size"],
@@ -206,9 +206,10 @@ def _arguments(order: Order, config: Any) -> TrainingArguments:
 
 
 def _bucket_elements(order: Order, config: Any) -> int:
-    """DeepSpeed allocates the whole reduce bucket. LLaMA-Factory's 5e8 elements are what a GPU really loses; on the CPU they are
+    """Elements of the reduce bucket, which DeepSpeed allocates whole.
 
-    address space that counts against RLIMIT_DATA and is hardly touched, so there the bucket ends at the model's own size.
+    LLaMA-Factory's 5e8 are what a GPU really loses. On the CPU they would be address space that counts against RLIMIT_DATA and
+    is hardly touched, so there the bucket ends at the model's own size.
     """
     if order.device == "cuda" or order.trial["zero_stage"] == 3:
         return BUCKET_ELEMENTS
