@@ -117,11 +117,11 @@ class Reader:
             StoreError: no such study, or the condition takes longer than QUERY_SECONDS.
         """
         columns = self.trial_columns()
-        conditions, values = [], []
+        conditions: list[str] = []
+        values: list[Any] = []
         if study is not None:
-            self._require_study(study)
-            conditions.append("study = ?")
-            values.append(study)
+            conditions.append("study_id = ?")
+            values.append(self._study_id(study))
         if where is not None:
             conditions.append(f"({parse_where(where, columns)})")
         if sort is not None and sort not in columns:
@@ -163,8 +163,12 @@ class Reader:
             StoreError: no such trial, or `study` is None and several studies have one of this number.
         """
         if study is not None:
-            self._require_study(study)
-        sql = "SELECT s.name AS study, t.* FROM trials AS t JOIN studies AS s ON s.id = t.study_id WHERE t.trial_number = ?"
+            self._study_id(study)
+        sql = """
+            SELECT s.name AS study, t.*, d.spec, d.result
+            FROM trials AS t JOIN studies AS s ON s.id = t.study_id JOIN trial_documents AS d ON d.trial_id = t.id
+            WHERE t.trial_number = ?
+        """
         sql, values = (sql + " AND s.name = ?", (trial_number, study)) if study is not None else (sql, (trial_number,))
         found = self._rows(sql, values).as_dicts()
         if not found:
@@ -178,10 +182,11 @@ class Reader:
             document[name] = json.loads(document[name]) if document[name] else None
         return document
 
-    def _require_study(self, name: str) -> None:
-        names = [found for (found,) in self._rows("SELECT name FROM studies ORDER BY id", ()).rows]
-        if name not in names:
-            raise no_such_study(name, names)
+    def _study_id(self, name: str) -> int:
+        ids = dict(self._rows("SELECT name, id FROM studies ORDER BY id", ()).rows)
+        if name not in ids:
+            raise no_such_study(name, list(ids))
+        return int(ids[name])
 
     def _guard(self) -> None:
         self._connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)

@@ -1,7 +1,7 @@
 """Records to rows and back: the one place where columns are derived.
 
-The JSON columns (`studies.record`; `trials.spec`, `trials.result`) are the truth from which records are rebuilt; every other
-column repeats a part of them so that SQL can ask for it.
+The JSON columns (`studies.record`; `spec` and `result` of `trial_documents`) are the truth from which records are rebuilt;
+every other column repeats a part of them so that SQL can ask for it.
 """
 
 import json
@@ -64,7 +64,6 @@ def trial_row(record: TrialRecord, memory_budget_bytes: int) -> Row:
         "reason": record.reason,
         "started_at": to_text(record.started_at),
         "run_dir": record.run_dir,
-        "spec": to_json(record.spec),
     }
 
 
@@ -133,12 +132,11 @@ def result_row(result: TrialResult, *, started_at: str, finished_at: datetime, m
         "versions": json.dumps(result.versions),
         "hardware": json.dumps(_finite(result.hardware)),
         "timings": json.dumps(_finite(result.timings)),
-        "result": to_json(result),
     }
 
 
 def trial_record(row: Mapping[str, Any], study: str) -> TrialRecord:
-    """The record of a row of `trials`."""
+    """The record of a row of `trials` with its documents."""
     fields = {
         name: row[name] for name in ("trial_number", "purpose", "reason", "attempt", "run_dir", "started_at", "finished_at")
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
+from sqlalchemy import Connection, Engine, Select, create_engine, event, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from autofit.config.record import Purpose, StudyRecord, StudyStatus, TrialRecord
@@ -15,9 +15,9 @@ from autofit.config.result import TrialResult
 from autofit.errors import StoreError
 from autofit.store import schema
 from autofit.store.reader import Reader, Rows, no_such_study
-from autofit.store.rows import result_row, study_record, study_row, to_text, trial_record, trial_row
+from autofit.store.rows import result_row, study_record, study_row, to_json, to_text, trial_record, trial_row
 from autofit.store.sqlite import check_file, connect, database_file, explain
-from autofit.store.tables import studies, trials
+from autofit.store.tables import studies, trial_documents, trials
 
 
 class Store:
@@ -127,7 +127,8 @@ class Store:
                 raise StoreError(
                     f"study '{record.study}' has tried this configuration already, as {record.purpose} trial {clash}"
                 )
-            connection.execute(insert(trials).values(row))
+            trial_id = connection.execute(insert(trials).values(row)).lastrowid
+            connection.execute(insert(trial_documents).values(trial_id=trial_id, spec=to_json(record.spec)))
 
     def restart_trial(self, study: str, trial_number: int, started_at: datetime) -> TrialRecord:
         """Counts another attempt of a trial that was running when its driver died.
@@ -158,6 +159,8 @@ class Store:
                 objective=objective,
             )
             connection.execute(update(trials).where(trials.c.id == row["id"]).values(values))
+            documents = update(trial_documents).where(trial_documents.c.trial_id == row["id"])
+            connection.execute(documents.values(result=to_json(result)))
 
     def trial(self, study: str, trial_number: int) -> TrialRecord:
         """One trial.
@@ -180,7 +183,7 @@ class Store:
         Raises:
             StoreError: no such study.
         """
-        query = select(trials, studies.c.name.label("study")).join(studies).order_by(trials.c.study_id, trials.c.trial_number)
+        query = _whole_trials().order_by(trials.c.study_id, trials.c.trial_number)
         with self._transaction() as connection:
             if study is not None:
                 query = query.where(trials.c.study_id == self._study_row(connection, study)["id"])
@@ -246,7 +249,7 @@ class Store:
 
     def _trial_row(self, connection: Connection, study: dict[str, Any], trial_number: int) -> dict[str, Any]:
         wanted = (trials.c.study_id == study["id"]) & (trials.c.trial_number == trial_number)
-        row = connection.execute(select(trials).where(wanted)).mappings().first()
+        row = connection.execute(_whole_trials().where(wanted)).mappings().first()
         if row is None:
             raise StoreError(f"study '{study['name']}' has no trial {trial_number}; see autofit trials --study {study['name']}")
         return dict(row)
@@ -256,6 +259,12 @@ class Store:
         if row["state"] != "RUNNING":
             raise StoreError(f"trial {trial_number} of study '{study}' is finished already ({row['outcome']})")
         return row
+
+
+def _whole_trials() -> Select[Any]:
+    """Rows from which trial records are rebuilt."""
+    documents = (trial_documents.c.spec, trial_documents.c.result)
+    return select(trials, *documents, studies.c.name.label("study")).join(trial_documents).join(studies)
 
 
 def _engine(file: Path, *, read_only: bool) -> Engine:

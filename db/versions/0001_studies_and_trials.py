@@ -15,7 +15,8 @@ depends_on = None
 
 _FITS = "outcome = 'COMPLETED' AND purpose = 'search' AND margin_bytes >= 0"
 
-# What `autofit trials` lists and filters: the scalars of a trial, with sizes in GiB beside the bytes.
+# What `autofit trials` lists and filters: the scalars of a trial, with sizes in GiB beside the bytes. CROSS JOIN keeps SQLite
+# from going study by study, which reads the trials in the order of an index and not of the disk.
 _TRIAL_LIST = """
 CREATE VIEW trial_list AS
 SELECT s.name AS study, t.trial_number,
@@ -39,7 +40,7 @@ SELECT s.name AS study, t.trial_number,
     t.allocated_bytes / 1073741824.0 AS allocated_gib,
     CAST(t.predicted_peak_bytes - t.peak_device_bytes AS REAL) / t.peak_device_bytes AS prediction_error,
     t.study_id
-FROM trials AS t JOIN studies AS s ON s.id = t.study_id
+FROM trials AS t CROSS JOIN studies AS s ON s.id = t.study_id
 """
 
 # One index lookup a study; the lower number wins a tie.
@@ -97,6 +98,7 @@ GROUP BY study_id
 def upgrade() -> None:
     _studies()
     _trials()
+    _trial_documents()
     for view in (_TRIAL_LIST, _BEST_TRIALS, _PARETO_FRONT, _PREDICTION_ACCURACY):
         op.execute(view.strip())
 
@@ -200,12 +202,10 @@ def _trials() -> None:
         sa.Column("finished_at", sa.Text),
         sa.Column("wall_seconds", sa.Float),
         sa.Column("run_dir", sa.Text, nullable=False),
-        # JSON, last: SQLite then reads a row's other columns without them
+        # JSON, short
         sa.Column("versions", sa.Text),
         sa.Column("hardware", sa.Text),
         sa.Column("timings", sa.Text),
-        sa.Column("spec", sa.Text, nullable=False),
-        sa.Column("result", sa.Text),
         sa.UniqueConstraint("study_id", "trial_number", name="uq_trials_number"),
         sa.UniqueConstraint("study_id", "config_key", "purpose", name="uq_trials_configuration"),
         sa.CheckConstraint("trial_number >= 0 AND attempt >= 1", name="ck_trials_counts"),
@@ -217,11 +217,10 @@ def _trials() -> None:
             name="ck_trials_outcome",
         ),
         sa.CheckConstraint(
-            "(state = 'RUNNING') = (outcome IS NULL) AND (outcome IS NULL) = (finished_at IS NULL) AND (outcome IS NULL)"
-            " = (result IS NULL) AND (outcome IS NOT NULL OR (phase IS NULL AND failed_rank IS NULL AND"
-            " peak_allocated_bytes IS NULL AND peak_reserved_bytes IS NULL AND peak_device_bytes IS NULL AND"
-            " requested_bytes IS NULL AND allocated_bytes IS NULL AND wall_seconds IS NULL AND error_type IS NULL AND"
-            " message IS NULL))",
+            "(state = 'RUNNING') = (outcome IS NULL) AND (outcome IS NULL) = (finished_at IS NULL) AND (outcome IS NOT"
+            " NULL OR (phase IS NULL AND failed_rank IS NULL AND peak_allocated_bytes IS NULL AND peak_reserved_bytes IS"
+            " NULL AND peak_device_bytes IS NULL AND requested_bytes IS NULL AND allocated_bytes IS NULL AND wall_seconds"
+            " IS NULL AND error_type IS NULL AND message IS NULL))",
             name="ck_trials_finished",
         ),
         sa.CheckConstraint(
@@ -279,3 +278,12 @@ def _trials() -> None:
         "ix_trials_pareto", "trials", ["study_id", "samples_per_second", "peak_device_bytes"], sqlite_where=sa.text(_FITS)
     )
     op.create_index("ix_trials_state", "trials", ["study_id", "state"])
+
+
+def _trial_documents() -> None:
+    op.create_table(
+        "trial_documents",
+        sa.Column("trial_id", sa.Integer, sa.ForeignKey("trials.id", name="fk_trial_documents_trial"), primary_key=True),
+        sa.Column("spec", sa.Text, nullable=False),
+        sa.Column("result", sa.Text),
+    )

@@ -44,7 +44,7 @@ def test_losses_that_are_no_numbers_survive(store: Store) -> None:
     result = store.trial("first", 0).result
     assert result is not None
     assert [str(loss) for loss in result.losses] == ["2.0", "nan", "inf", "-inf"]
-    assert store.query("SELECT json_valid(result) AS valid FROM trials").rows == [(1,)]
+    assert store.query("SELECT json_valid(result) AS valid FROM trial_documents").rows == [(1,)]
 
 
 def test_a_trial_finishes_once(store: Store) -> None:
