@@ -258,3 +258,13 @@ def test_unknown_launcher_and_unfinished_trial(tmp_path: Path) -> None:
     for launcher in EXPORTERS:
         with pytest.raises(AutofitError, match="trial 7 of study s1 has not finished"):
             export(case.study, running, None, launcher, tmp_path)
+
+
+def test_yaml_of_a_path_with_odd_characters(tmp_path: Path) -> None:
+    folder = tmp_path / "a: b #c"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    (folder / "model.safetensors").touch()
+    case = make_case(ModelRef(path=str(folder)))
+    (file,) = export(case.study, case.trial, None, "llamafactory", tmp_path / "out")
+    assert YAML(typ="safe").load(file.read_text())["model_name_or_path"] == str(folder)
