@@ -155,7 +155,7 @@ def write_image_processor(folder: Path) -> None:
 
 
 def write_data(folder: Path) -> None:
-    """Coloured shapes with a caption, and short text; the largest images exceed the tiny space's `max_pixels`: they get resized."""
+    """Coloured shapes with a caption, and short text; the largest exceed the tiny space's `max_pixels`: they get resized."""
     from PIL import Image, ImageDraw
 
     (folder / "images").mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,7 @@ def test_model_description(fields: dict[str, Any], dtype: str, trainable: str) -
 
 
 @pytest.mark.train
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing")  # the new name is unknown to older transformers
 def test_trainer_reads_the_arguments(tmp_path: Path) -> None:
     from transformers import HfArgumentParser, TrainingArguments
 
