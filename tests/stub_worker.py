@@ -122,6 +122,6 @@ if __name__ == "__main__":
     verb = sys.argv[2]
     if verb == "probe":
         stack = ("torch", "transformers", "accelerate", "peft", "deepspeed")
-        print(json.dumps({"versions": {"python": "3.11", **dict.fromkeys(stack, "stub")}}))
+        print(json.dumps({"python": "3.11", **dict.fromkeys(stack, "stub"), "llamafactory": None}))
         raise SystemExit(0)
     raise SystemExit(run(Path(sys.argv[3])))

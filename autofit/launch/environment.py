@@ -39,14 +39,14 @@ def probe(python: str) -> TrainingEnvironment:
     command = [python, str(worker_entry()), "probe"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)
-        versions = json.loads(done.stdout.strip().splitlines()[-1])["versions"]
-        return TrainingEnvironment(python=python, versions=versions)
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        return TrainingEnvironment(python=python, versions={name: version for name, version in found.items() if version})
     except FileNotFoundError:
         raise LaunchError(f"--python {python}: no such interpreter") from None
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["no message"])[-1]
         raise LaunchError(f"--python {python}: cannot run the worker: {last}") from error
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, KeyError, TypeError) as error:
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError, AttributeError) as error:
         raise LaunchError(f"--python {python}: is no usable Python interpreter ({error})") from error
 
 
