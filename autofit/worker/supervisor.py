@@ -125,6 +125,9 @@ def _rank_environment(order: Order, rank: int) -> dict[str, str]:
 _CPU_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "DS_ACCELERATOR": "cpu",
+    # Importing one of DeepSpeed's optimizers compiles a function, which loads all of Inductor: seconds, and 40 MiB. Nothing that
+    # runs here is compiled.
+    "TORCHDYNAMO_DISABLE": "1",
     # Freed memory goes back to the kernel at once, so that resident and data size follow the tensors (see meter.CpuMeter).
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "131072",

@@ -1,5 +1,6 @@
 """Engine `transformers`: Hugging Face Trainer with its DeepSpeed integration, on a synthetic worst batch."""
 
+import importlib
 import os
 import time
 from typing import Any
@@ -38,10 +39,9 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter)
     model_class(config)  # loads the model's code: not part of its memory
     if trial["zero_stage"]:
         _prepare_deepspeed(order)
-    if trial["method"] == "lora":
-        import peft  # noqa: F401 - loaded before the baseline
+    _load_libraries(trial)
     arguments = _arguments(order, config)
-    _start_helpers(arguments, order.device)
+    _start_helpers(arguments, order.device, dtypes(trial).autocast or dtypes(trial).base)
     data = WorstBatch(config, trial, seed=order.seed, length=order.total_steps * order.global_batch_size)
     report.padded_tokens_per_sample, report.real_tokens_per_sample = data.padded_tokens_per_sample, data.real_tokens_per_sample
     report.precision_mode = dtypes(trial).words
@@ -157,6 +157,32 @@ def _backend(order: Order) -> Any:
     return CpuBackend()
 
 
+_LATE_IMPORTS = (
+    "torch.distributed.algorithms.ddp_comm_hooks",  # DistributedDataParallel
+    "deepspeed",  # accelerate's unwrapping of models, wherever it is installed
+)
+_LATE_IMPORTS_DEEPSPEED = (
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.runtime.zero.stage_1_and_2",
+    "deepspeed.runtime.zero.stage3",
+)
+
+
+def _load_libraries(trial: dict[str, Any]) -> None:
+    """Imports what Trainer and DeepSpeed would import in the middle of the run, where it would count as the model's memory."""
+    names = [*_LATE_IMPORTS]
+    if trial["zero_stage"]:
+        names += _LATE_IMPORTS_DEEPSPEED
+    if trial["method"] == "lora":
+        names.append("peft")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue  # another version, which needs it not, or says so itself
+
+
 def _prepare_deepspeed(order: Order) -> None:
     """On the CPU keeps DeepSpeed from compiling its shared-memory all-reduce (100-150 s); gloo gives bit-identical losses."""
     import deepspeed
@@ -218,15 +244,30 @@ def _bucket_elements(order: Order, config: Any) -> int:
     return min(BUCKET_ELEMENTS, sum(parameter.numel() for parameter in skeleton.parameters()))
 
 
-def _start_helpers(arguments: TrainingArguments, device: str) -> None:
+def _start_helpers(arguments: TrainingArguments, device: str, kind: torch.dtype) -> None:
     """Starts process group, thread pools and CUDA context: they belong to the baseline, not to the model's memory."""
     place = arguments.device  # creates the process group
     if device == "cuda":
         from autofit.worker.meter_cuda import warm_up
 
         warm_up(int(os.environ.get("LOCAL_RANK", "0")))
-    weight = torch.ones(256, 256, device=place, requires_grad=True)
-    (weight @ weight).sum().backward()
+    _exercise_kernels(place, kind)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(torch.ones(1, device=place))
         torch.distributed.barrier()
+
+
+def _exercise_kernels(place: torch.device, kind: torch.dtype) -> None:
+    """One small step of the operations that such models are made of, so that their code is loaded (20 MiB on the CPU)."""
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.SiLU(), torch.nn.Linear(256, 64), torch.nn.LayerNorm(64))
+    layers.to(place, kind)
+    patches = torch.nn.Conv3d(3, 8, (2, 14, 14), stride=(2, 14, 14), device=place, dtype=kind)
+    optimizer = torch.optim.AdamW(layers.parameters(), lr=1e-6)
+    hidden = layers(torch.rand(2, 64, 64, device=place, dtype=kind)).view(2, 64, 4, 16).transpose(1, 2)
+    attended = torch.nn.functional.scaled_dot_product_attention(hidden, hidden, hidden, is_causal=True)
+    pixels = patches(torch.rand(4, 3, 2, 14, 14, device=place, dtype=kind)).sum()
+    logits = attended.reshape(128, 64).float()
+    loss = torch.nn.functional.cross_entropy(logits, torch.zeros(128, dtype=torch.long, device=place)) + pixels.float()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(layers.parameters(), 1.0)
+    optimizer.step()
