@@ -1,8 +1,8 @@
 """The ZeRO terms against real DeepSpeed on two gloo ranks, on the CPU.
 
 Each configuration trains a small model of its own under DeepSpeed and counts the bytes of torch's CPU allocator (profiler
-memory events, exact). The prediction sees only the parameter list, the settings and the one-rank trace of the same model without
-DeepSpeed. Writes benchmarks/results/zero_accuracy.json.
+memory events, exact). The prediction sees only the parameter list, the settings and the one-rank trace of the same model
+without DeepSpeed. Writes benchmarks/results/zero_accuracy.json.
 
     python benchmarks/zero_accuracy.py [--only NAME] [--no-write]
 """
@@ -26,7 +26,7 @@ from autofit.predict.zero import Moment, Parameter, ZeroSettings, predict_zero
 
 STORED = Path(__file__).parent / "results" / "zero_accuracy.json"
 RANKS = 2
-MARK = 1_000_003
+MARK = 500_000_003
 """Bytes of the marker allocations: a size that no tensor of the models has; marker k is MARK + k."""
 
 
@@ -440,7 +440,7 @@ def collectives_outside_the_allocator() -> None:
 
         return call
 
-    def reduce_scatter(output: Any, input: Any, *args: Any, async_op: bool = False, **kwargs: Any) -> Any:  # noqa: A002
+    def reduce_scatter(output: Any, input: Any, *args: Any, async_op: bool = False, **kwargs: Any) -> Any:
         whole = twin(input)  # gloo would make a copy for itself, NCCL makes none
         all_reduce(whole, *args, **kwargs)
         output.copy_(whole.view(-1).chunk(dist.get_world_size())[dist.get_rank()])

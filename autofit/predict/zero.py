@@ -2,8 +2,8 @@
 
 Two levels:
 
-- `bounds`: closed formulas of a few sizes (parameters, bucket, ranks), for a table or when only sizes are known. Each phase is an
-  upper bound: everything that can live in it is taken to live at once.
+- `bounds`: closed formulas of a few sizes (parameters, bucket, ranks), for a table or when only sizes are known. Each phase
+  is an upper bound: everything that can live in it is taken to live at once.
 - `predict_zero`: the gradient buckets, partitions, gathers and releases replayed over the parameters of the real model and over
   the moments of its one-rank trace, so that a peak in activations and a peak in buffers only add where they meet.
 
@@ -13,7 +13,7 @@ Read in DeepSpeed 0.19.8: `runtime/zero/stage_1_and_2.py`, `stage3.py`, `partiti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from autofit.errors import AutofitError
 from autofit.predict.zero_moments import Meter, Moment, Parameter
@@ -23,14 +23,19 @@ from autofit.predict.zero_settings import ZeroSettings, llamafactory_settings
 
 __all__ = [
     "DdpTerms",
+    "Meter",
     "Moment",
     "Parameter",
+    "PartitionedRank",
+    "ReplicatedRank",
     "ZeroBounds",
     "ZeroSettings",
     "ZeroTerms",
+    "bare_moments",
     "bounds",
     "ddp_terms",
     "llamafactory_settings",
+    "persisted_elements",
     "predict_zero",
     "resident_bytes",
 ]
@@ -83,8 +88,8 @@ class DdpTerms:
 def resident_bytes(settings: ZeroSettings, parameters: Sequence[Parameter]) -> int:
     """Bytes that a rank holds between two steps. More ranks never raise it by more than the padding of a partition.
 
-    Stages 1/2: `2P + 2F` weights, `(4 + states)P/N` (fp32 master and moments). Stage 3: weights and gradient buffer in partitions
-    of every parameter, persisted parameters whole, and the reduce bucket that stays.
+    Stages 1/2: `2P + 2F` weights, `(4 + states)P/N` (fp32 master and moments). Stage 3: weights and gradient buffer in
+    partitions of every parameter, persisted parameters whole, and the reduce bucket that stays.
     """
     _checked(settings, parameters)
     if settings.stage == 3:
@@ -153,8 +158,8 @@ def bounds(
     With b the bucket, g the gradient's bytes and p = P/N. Stages 1/2: resident `2P + 2F + 12p`; backward `2b` (twice with
     overlap) + max(gradients, `2 min(b, P)`) + the largest when it exceeds b, gradients `2P` (stage 1) or `2p` (stage 2, twice
     with accumulation); step `2p + gp + 4p`, and a bucket more in stage 1 and with overlap. Stage 3: resident
-    `2p + 2F/N + 2 persisted + 12p + gp + 2b`; forward `2 min(max_live, module + prefetch + reuse)` and a gather's copy; backward
-    `2 min(b, P)` and the largest full gradient more; step `(g + 4) min(sub_group, p)`.
+    `2p + 2F/N + 2 persisted + 12p + gp + 2b`; forward `2 min(max_live, module + prefetch + reuse)` and a gather's copy;
+    backward `2 min(b, P)` and the largest full gradient more; step `(g + 4) min(sub_group, p)`.
     """
     w, g, b = settings.weight_bytes, settings.gradient_bytes, settings.reduce_bucket_size
     part = -(-trainable // settings.ranks)
@@ -208,8 +213,3 @@ def _checked(settings: ZeroSettings, parameters: Sequence[Parameter]) -> None:
         raise AutofitError(f"zero_stage {settings.stage} has no ZeRO terms; 1, 2 or 3 have, and 0 on several devices is DDP")
     if not any(p.trainable for p in parameters):
         raise AutofitError("no parameter is trainable: ZeRO has nothing to partition; unfreeze a part")
-
-
-def with_ranks(settings: ZeroSettings, ranks: int) -> ZeroSettings:
-    """The same settings on another number of ranks."""
-    return replace(settings, ranks=ranks)

@@ -48,8 +48,7 @@ class Meter:
     def see(self, extra: int = 0, activations: int | None = None) -> None:
         """Notes the use now, with `extra` bytes for a moment."""
         now = self.resident + self.held + extra + (self.activations if activations is None else activations)
-        if now > self.peaks[self.phase]:
-            self.peaks[self.phase] = now
+        self.peaks[self.phase] = max(self.peaks[self.phase], now)
 
     def add(self, size: int) -> None:
         """Allocates (or frees, when negative)."""

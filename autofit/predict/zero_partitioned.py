@@ -49,7 +49,6 @@ class PartitionedRank:
         self._flying: dict[int, list[object]] = {}  # parameter -> its gather: [flat bytes, parameters that hold it]
         self._users: dict[int, int] = {}  # parameter -> modules that are using it
         self._queue = deque((k, step) for step, (_, found) in enumerate(self._order) for k in found)
-        self._last_use = {k: step for step, (_, found) in enumerate(self._order) for k in found}
         self._fetched_for: dict[int, int] = {}
         self._at = 0
         self._bucket: list[int] = []
@@ -80,13 +79,15 @@ class PartitionedRank:
         if not wanted:
             return
         flat = self.settings.weight_bytes * sum(self.part[k] * self.settings.ranks for k in wanted)
+        if len(wanted) == 1:
+            flat = self._size(wanted[0])
         handle: list[object] = [flat, set(wanted), len(wanted) > 1]
         meter.add(flat)
         for k in wanted:
             self._flying[k] = handle
 
     def _wait(self, k: int, meter: Meter) -> None:
-        """Ends the gather of `k`: all parameters of its flat buffer are copied out; it goes when the last has been asked for."""
+        """Ends the gather of `k`: its flat buffer is copied out, and goes when the last parameter was asked for."""
         handle = self._flying.pop(k)
         flat, holders, copied = handle
         assert isinstance(flat, int) and isinstance(holders, set)
@@ -111,8 +112,8 @@ class PartitionedRank:
                 self._wait(k, meter)
         fresh = {k for k in mine if self._fetched_for.get(k, -1) < self._at}
         while self._queue and fresh:
-            k, _ = self._queue.popleft()
-            self._fetched_for[k] = max(self._last_use[k], self._at)
+            k, step = self._queue.popleft()
+            self._fetched_for[k] = step
             fresh.discard(k)
         self._prefetch(meter)
         self._at += 1
@@ -171,7 +172,7 @@ class PartitionedRank:
         self._bucket, self._filled = [], 0
 
     def _update(self, meter: Meter) -> None:
-        """The norm of each gradient partition in fp64, then sub-group by sub-group a flat gradient, its fp32 copy, the optimizer."""
+        """The norm of each gradient partition in fp64; then, by sub-group, flat gradient, fp32 copy and optimizer."""
         settings = self.settings
         trained = [k for k, p in enumerate(self.parameters) if p.trainable]
         meter.held -= settings.weight_bytes * sum(

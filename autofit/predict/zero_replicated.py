@@ -41,6 +41,7 @@ class ReplicatedRank:
         """One steady optimizer step."""
         micro_steps = self.settings.gradient_accumulation_steps
         self._own: dict[int, int] = {}  # parameter -> bytes of a gradient in memory of its own
+        self._buffers = 0  # bytes; made by the first gradient, they stay until a micro-step is reduced
         self._kept = 0  # gradients of the partition that the micro-steps before left
         for number in range(micro_steps):
             self._micro_step(moments, meter, boundary=number == micro_steps - 1)
@@ -52,7 +53,7 @@ class ReplicatedRank:
         settings = self.settings
         self._bucket: list[int] = []
         self._filled = 0
-        self._buffers = self._copied = 0
+        self._copied = 0
         consume = settings.stage == 2 or (boundary and settings.overlap)
         meter.phase = "forward"
         for moment in moments:
@@ -126,7 +127,7 @@ class ReplicatedRank:
         return self.settings.weight_bytes * largest
 
     def _finish(self, meter: Meter) -> None:
-        """After the last gradient: the rest of the bucket, then what the partition keeps for the step or the next micro-step."""
+        """After the last gradient: the rest of the bucket; what the partition keeps for the step or the next micro-step."""
         self._reduce(meter)
         if self._kept:  # added to what was there
             meter.held -= self._copied
@@ -142,7 +143,8 @@ class ReplicatedRank:
             meter.see(8 * max(self.mine.values()))
         meter.add((settings.weight_bytes + 4) * self.partition)
         meter.held -= settings.weight_bytes * self.partition + self._kept
-        meter.add(settings.optimizer_temporary_bytes * self.partition)
+        meter.see(settings.optimizer_temporary_bytes * self.partition)
+        meter.held -= 4 * self.partition
 
     def _slices(self, start: int, elements: int) -> list[tuple[int, int]]:
         """(rank, elements) of the pieces into which the partition borders cut `elements` from `start`."""
