@@ -84,11 +84,8 @@ def trace(spec: dict[str, Any]) -> dict[str, Any]:
         raise TraceError(f"spec without {error}: needs model and a whole trial") from error
     shapes = shapes or [session.own_shape()]
     with _quiet(), torch.autograd.set_multithreading_enabled(False):
-        reference = session.full(shapes[0])
-        probes = [session.probe(shape) for shape in shapes[1:]]
-    seconds = time.perf_counter() - started
-    document = session.document(reference, probes, shapes)
-    document["metadata"]["seconds"] = round(seconds, 3)
+        document = session.document(shapes)
+    document["metadata"]["seconds"] = round(time.perf_counter() - started, 3)
     document["metadata"]["rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return document
 
@@ -104,4 +101,3 @@ def _quiet() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-

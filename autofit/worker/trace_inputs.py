@@ -25,11 +25,14 @@ class Shape:
         micro_batch_size: samples.
         cutoff_len: tokens of each.
         grids: (frames, rows, columns) in patches of every image of the batch; rows and columns are multiples of the merge size.
+        regime: shapes that share events: a batch of one needs fewer copies to be contiguous, a sequence beyond a sliding
+            window needs a mask. Empty: `one` for a batch of one, else `many`.
     """
 
     micro_batch_size: int
     cutoff_len: int
     grids: tuple[tuple[int, int, int], ...] = ()
+    regime: str = ""
 
     @property
     def patches(self) -> int:
@@ -38,19 +41,25 @@ class Shape:
 
     @classmethod
     def read(cls, value: dict[str, Any]) -> "Shape":
-        """From `{"micro_batch_size": 1, "cutoff_len": 2048, "grids": [[1, 32, 32]]}`.
+        """From `{"micro_batch_size": 1, "cutoff_len": 2048, "grids": [[1, 32, 32]], "regime": "one"}`.
 
         Raises:
             TraceError: a number is missing, or is not a positive whole number.
         """
         try:
             grids = tuple((int(t), int(h), int(w)) for t, h, w in value.get("grids") or [])
-            shape = cls(int(value["micro_batch_size"]), int(value["cutoff_len"]), grids)
+            batch = int(value["micro_batch_size"])
+            shape = cls(batch, int(value["cutoff_len"]), grids, value.get("regime") or ("one" if batch == 1 else "many"))
         except (KeyError, TypeError, ValueError) as error:
             raise TraceError(f"shape {value!r}: needs micro_batch_size, cutoff_len and grids of three whole numbers") from error
         if min(shape.micro_batch_size, shape.cutoff_len, *(min(grid) for grid in grids)) < 1:
             raise TraceError(f"shape {value!r}: every number must be at least 1")
         return shape
+
+    def written(self) -> dict[str, Any]:
+        """The inverse of `read`."""
+        grids = [list(grid) for grid in self.grids]
+        return {"micro_batch_size": self.micro_batch_size, "cutoff_len": self.cutoff_len, "grids": grids, "regime": self.regime}
 
 
 def image_grid(max_pixels: int, patch: int, merge: int) -> tuple[int, int, int]:
@@ -76,7 +85,9 @@ def check_images(config: Any, shape: Shape) -> None:
         raise TraceError(f"image grid {wrong[0]}: rows and columns must be multiples of {merge}")
     tokens = shape.patches // merge**2 + 2 * len(shape.grids)
     if tokens > shape.micro_batch_size * shape.cutoff_len:
-        raise TraceError(f"{tokens} image tokens do not fit {shape.micro_batch_size} sequences of cutoff_len {shape.cutoff_len}")
+        raise TraceError(
+            f"{tokens} image tokens do not fit {shape.micro_batch_size} sequences of cutoff_len {shape.cutoff_len}"
+        )
 
 
 def make_batch(config: Any, shape: Shape, device: str = "meta") -> dict[str, Any]:

@@ -91,7 +91,10 @@ def _supported_devices() -> Iterator[None]:
     """Fused and foreach optimizers refuse devices that are not on a list; `meta` joins it."""
     import torch.utils._foreach_utils as foreach_utils
 
-    real_foreach, real_fused = foreach_utils._get_foreach_kernels_supported_devices, foreach_utils._get_fused_kernels_supported_devices
+    real_foreach, real_fused = (
+        foreach_utils._get_foreach_kernels_supported_devices,
+        foreach_utils._get_fused_kernels_supported_devices,
+    )
 
     def foreach() -> list[str]:
         return [*real_foreach(), "meta"]

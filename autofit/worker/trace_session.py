@@ -39,7 +39,7 @@ class Session:
     def __init__(self, model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any]) -> None:
         self.trial = trial
         self.target = str(options.get("target", "cuda"))
-        self.foreach = options.get("foreach", True if self.target == "cuda" else None)
+        self.foreach = bool(options.get("foreach", self.target == "cuda"))  # torch's default: together on CUDA, else singly
         self.owns_optimizer = bool(options.get("optimizer", int(trial["zero_stage"]) == 0))
         self.max_grad_norm = options.get("max_grad_norm", 1.0)
         self.not_modelled = list(NOT_MODELLED[self.target])
@@ -82,7 +82,7 @@ class Session:
             merge = int(getattr(vision, "spatial_merge_size", 2))
             grid = image_grid(int(trial["images"]["max_pixels"]), int(vision.patch_size), merge)
             grids = (grid,) * (batch * int(trial["images"]["per_sample"]))
-        return Shape(batch, int(trial["cutoff_len"]), grids)
+        return Shape(batch, int(trial["cutoff_len"]), grids, "one" if batch == 1 else "many")
 
     # ---- running ------------------------------------------------------------------------------------------------------
 
@@ -180,22 +180,17 @@ class Session:
 
     # ---- writing ------------------------------------------------------------------------------------------------------
 
-    def document(self, reference: StorageTracer, probes: list[StorageTracer], shapes: list[Shape]) -> dict[str, Any]:
-        """The trace of all shapes: one structure, sizes a shape."""
+    def group(self, shapes: list[Shape]) -> dict[str, Any]:
+        """Traces shapes of one regime: one structure, sizes a shape."""
+        reference = self.full(shapes[0])
         sizes, operations = [reference.storage_bytes], [reference.operations]
-        for probe, shape in zip(probes, shapes[1:], strict=True):
+        for shape in shapes[1:]:
+            probe = self.probe(shape)
             sizes.append(_aligned_sizes(reference, probe, shape))
             operations.append(_aligned_operations(reference, probe, shape))
-        names = sorted({name for name, *_ in reference.operations})
-        index = {name: number for number, name in enumerate(names)}
         return {
-            "format": FORMAT,
-            "categories": list(CATEGORIES),
-            "phases": list(PHASES),
-            "shapes": [
-                {"micro_batch_size": shape.micro_batch_size, "cutoff_len": shape.cutoff_len, "grids": [list(g) for g in shape.grids]}
-                for shape in shapes
-            ],
+            "regime": shapes[0].regime,
+            "shapes": [shape.written() for shape in shapes],
             "events": {
                 "kind": reference.event_kind,
                 "storage": reference.event_storage,
@@ -204,17 +199,27 @@ class Session:
             },
             "storages": {"category": reference.storage_category, "source": _indexed(reference.storage_source), "bytes": sizes},
             "operations": {
-                "names": names,
-                "name": [index[name] for name, *_ in reference.operations],
+                "name": _indexed([name for name, *_ in reference.operations]),
                 "phase": [phase for _, phase, *_ in reference.operations],
                 "flops": [[row[2] for row in rows] for rows in operations],
                 "bytes_read": [[row[3] for row in rows] for rows in operations],
                 "bytes_written": [[row[4] for row in rows] for rows in operations],
             },
-            "metadata": self._metadata(reference),
         }
 
-    def _metadata(self, reference: StorageTracer) -> dict[str, Any]:
+    def document(self, shapes: list[Shape]) -> dict[str, Any]:
+        """The whole trace: one group a regime, in the order in which the regimes appear."""
+        regimes = list(dict.fromkeys(shape.regime for shape in shapes))
+        groups = [self.group([shape for shape in shapes if shape.regime == regime]) for regime in regimes]
+        return {
+            "format": FORMAT,
+            "categories": list(CATEGORIES),
+            "phases": list(PHASES),
+            "groups": groups,
+            "metadata": self._metadata(),
+        }
+
+    def _metadata(self) -> dict[str, Any]:
         groups = parameter_groups(self.model)
         accumulation = int(self.trial["gradient_accumulation_steps"])
         unknown = unknown_operators(self.target) if self.kinds.autocast is not None else []
@@ -234,7 +239,7 @@ class Session:
             "micro_steps_traced": min(accumulation, MICRO_STEPS),
             "cublas_workspace_bytes": CUBLAS_WORKSPACE if self.target == "cuda" else 0,
             "not_modelled": self.not_modelled,
-            "index_operators": sorted(reference.unmixed),
+            "index_operators": sorted(self._tracer.unmixed) if self._tracer else [],
             "versions": _versions(),
         }
 
@@ -305,7 +310,7 @@ def _maybe_autocast(
 def _aligned_sizes(reference: StorageTracer, probe: StorageTracer, shape: Shape) -> list[int]:
     """Sizes of the reference's storages at the probe's shape.
 
-    A step's batch, forward and backward have the same events in both; the other phases do not depend on the shape.
+    A step's batch, forward and backward are the same events in both; the other phases do not depend on the shape.
 
     Raises:
         TraceError: the events differ.
@@ -314,23 +319,26 @@ def _aligned_sizes(reference: StorageTracer, probe: StorageTracer, shape: Shape)
     there = _segment(probe, 0)
     for step in sorted(set(reference.event_step)):
         here = _segment(reference, step)
-        if [kind for kind, _ in here] != [kind for kind, _ in there]:
-            raise TraceError(f"the events at {shape} are not those of the first shape ({len(there)} against {len(here)})")
-        for (kind, storage), (_, other) in zip(here, there, strict=True):
+        paired: dict[int, int] = {}
+        for position, ((kind, storage), (other_kind, other)) in enumerate(zip(here, there, strict=False)):
             if kind > 0:
+                paired[storage] = other
                 sizes[storage] = probe.storage_bytes[other]
+            if kind != other_kind or paired.get(storage, other) != other:
+                raise TraceError(f"{shape}: event {position} is not that of the first shape of its regime {shape.regime!r}")
+        if len(here) != len(there):
+            raise TraceError(f"{shape}: {len(there)} events, the first shape of its regime {shape.regime!r} has {len(here)}")
     return sizes
 
 
 def _segment(tracer: StorageTracer, step: int) -> list[tuple[int, int]]:
     wanted = {PHASES.index("batch"), PHASES.index("forward"), PHASES.index("backward")}
-    workspace = "cublas_workspace"
     return [
         (kind, storage)
         for kind, storage, phase, at in zip(
             tracer.event_kind, tracer.event_storage, tracer.event_phase, tracer.event_step, strict=True
         )
-        if at == step and phase in wanted and tracer.storage_source[storage] != workspace
+        if at == step and phase in wanted and tracer.storage_source[storage] != "cublas_workspace"
     ]
 
 
@@ -338,7 +346,7 @@ def _aligned_operations(reference: StorageTracer, probe: StorageTracer, shape: S
     """The reference's operations with the probe's numbers; the optimizer's keep their own."""
     count = len(probe.operations)
     if [row[:2] for row in probe.operations] != [row[:2] for row in reference.operations[:count]]:
-        raise TraceError(f"the operations at {shape} are not those of the first shape")
+        raise TraceError(f"{shape}: the operations are not those of the first shape of its regime {shape.regime!r}")
     return probe.operations + reference.operations[count:]
 
 
