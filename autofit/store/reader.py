@@ -20,6 +20,8 @@ from autofit.store.where import nearest, parse_where
 
 QUERY_SECONDS = 30.0
 _READING = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
+_HIDDEN = frozenset({"id", "study_id"})
+"""Columns of `trial_list` that join and sort, but tell people nothing."""
 _LONGEST_VALUE = 64 * 1024**2
 """Bytes of one value or statement: `zeroblob(1e9)` must not take the machine's memory."""
 
@@ -126,10 +128,13 @@ class Reader:
             conditions.append(f"({parse_where(where, columns)})")
         if sort is not None and sort not in columns:
             raise UsageError(f"--sort: unknown column '{sort}'; {nearest(sort, columns)}")
-        order = f"{sort} IS NULL, {sort}{' DESC' if descending else ''}, " if sort else ""
-        sql = f"SELECT {', '.join(columns)} FROM trial_list"  # noqa: S608 - names out of the view itself
-        sql += f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        sql += f" ORDER BY {order}study_id, trial_number"
+        direction = " DESC" if descending else ""
+        order = f"{sort} IS NULL, {sort}{direction}, study_id, trial_number" if sort else "study_id, trial_number"
+        # Which rows is asked first, of few columns; only those are then read whole. All parts were checked above.
+        chosen = f"SELECT id FROM trial_list WHERE {' AND '.join(conditions) or 'true'} ORDER BY {order}"  # noqa: S608
+        if limit is not None:
+            chosen += f" LIMIT {limit + 1}"
+        sql = f"SELECT {', '.join(columns)} FROM trial_list WHERE id IN ({chosen}) ORDER BY {order}"  # noqa: S608
         try:
             return self._rows(sql, tuple(values), limit=limit)
         except _SqlError as error:
@@ -138,7 +143,7 @@ class Reader:
     def trial_columns(self) -> tuple[str, ...]:
         """The columns of `trial_list`: what `where` and `sort` understand."""
         columns = self._rows("SELECT * FROM trial_list", (), limit=0).columns
-        return tuple(name for name in columns if name != "study_id")
+        return tuple(name for name in columns if name not in _HIDDEN)
 
     def query(self, sql: str, *, limit: int | None = None, timeout: float | None = None) -> Rows:
         """One SELECT over the tables and views of `db/README.md`.

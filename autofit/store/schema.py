@@ -100,6 +100,7 @@ def upgrade(file: Path) -> Schema:
     """
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool
@@ -109,8 +110,10 @@ def upgrade(file: Path) -> Schema:
     config.set_main_option("script_location", str(resource_dir("db")).replace("%", "%%"))
     try:
         with closing(connect(file, read_only=False)) as raw:
-            # A table is changed by copying it, which foreign keys would follow; they cannot be switched inside a transaction.
+            # A table is changed by copying, dropping and renaming it. Foreign keys and views would follow the names or
+            # refuse; neither can be switched inside a transaction.
             raw.execute("PRAGMA foreign_keys = OFF")
+            raw.execute("PRAGMA legacy_alter_table = ON")
             engine = create_engine("sqlite://", creator=lambda: raw, poolclass=NullPool)
             with engine.connect() as connection:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -126,4 +129,6 @@ def upgrade(file: Path) -> Schema:
         raise explain(error, file) from error
     except SQLAlchemyError as error:
         raise explain(getattr(error, "orig", None) or error, file) from error
+    except CommandError as error:
+        raise StoreError(f"database {file}: cannot be upgraded: {error}") from error
     return before

@@ -39,7 +39,7 @@ SELECT s.name AS study, t.trial_number,
     t.requested_bytes / 1073741824.0 AS requested_gib,
     t.allocated_bytes / 1073741824.0 AS allocated_gib,
     CAST(t.predicted_peak_bytes - t.peak_device_bytes AS REAL) / t.peak_device_bytes AS prediction_error,
-    t.study_id
+    t.study_id, t.id
 FROM trials AS t CROSS JOIN studies AS s ON s.id = t.study_id
 """
 
