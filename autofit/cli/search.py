@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
 from autofit.cli.app import database_url
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
     gpu_mem: Annotated[str, typer.Option(help="Memory of the card, for example 80GB (80 x 1024^3 bytes).")],
     space: Annotated[str | None, typer.Option(help="Search space: a YAML file, or the name of one that ships.")] = None,
     model: Annotated[str | None, typer.Option(help="Preset, Hugging Face folder or hub id; overrides the space.")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Data FILE, listed in the dataset_info.json beside it, or NAME.")
-    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data FILE, listed in the dataset_info.json beside it, or NAME.")] = None,
     num_gpus: Annotated[int | None, typer.Option(min=1, help="Devices, one rank each; default: all that are visible.")] = None,
     global_batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per optimizer step, held constant.")] = None,
     device: Annotated[

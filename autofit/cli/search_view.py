@@ -136,10 +136,10 @@ def why_none(report: SearchReport) -> str:
     """One line on why there is no winner and what to do."""
     study = report.study
     memory = sum(trial.out_of_memory for trial in report.trials)
-    line = f"none of {len(report.trials)} configurations tried keeps the reference's training within"
+    line = f"none of {len(report.trials)} configurations tried runs the reference's training within"
     line += f" {format_bytes(study.memory_budget_bytes)} ({memory} ran out of memory)"
     if report.compromises:
-        line += "; some that give something up fit"
+        line += "; some that change the training fit"
     if report.nearest_miss and report.nearest_miss.result:
         miss = report.nearest_miss
         peak = miss.result.peak_device_bytes if miss.result else None
@@ -165,7 +165,7 @@ def as_json(report: SearchReport) -> str:
             "reference": row(report.reference),
             "compromises": [
                 {
-                    "given_up": list(item.given_up),
+                    "changes": list(item.changes),
                     "trial_number": item.trial.trial_number,
                     "speedup": item.speedup,
                     "how": "measured",
@@ -184,7 +184,7 @@ def _why(report: SearchReport) -> str:
     winner, study = report.winner, report.study
     assert winner is not None and winner.result is not None
     result = winner.result
-    parts = [f"fastest of {len(report.trials)} measured that keeps the reference's training: {_speed(winner, study)}"]
+    parts = [f"fastest of {len(report.trials)} measured that runs the reference's training: {_speed(winner, study)}"]
     reference = report.reference
     if reference and reference.fits and reference.trial_number != winner.trial_number:
         parts.append(f"{speed(winner, study) / speed(reference, study):.2f}x the reference (trial {reference.trial_number})")
@@ -243,10 +243,10 @@ def _trial_table(report: SearchReport) -> Table:
 
 
 def _compromise_table(report: SearchReport) -> Table:
-    table = Table(title="what giving something up would buy (measured)", box=None)
-    for name in ("given up", "speed", "peak", "trial"):
-        table.add_column(name, justify="left" if name == "given up" else "right")
+    table = Table(title="what another training would buy (measured)", box=None)
+    for name in ("change", "speed", "peak", "trial"):
+        table.add_column(name, justify="left" if name == "change" else "right")
     for item in report.compromises:
         peak = item.trial.result.peak_device_bytes if item.trial.result else None
-        table.add_row("; ".join(item.given_up), f"{item.speedup:.2f}x", format_bytes(peak), str(item.trial.trial_number))
+        table.add_row("; ".join(item.changes), f"{item.speedup:.2f}x", format_bytes(peak), str(item.trial.trial_number))
     return table

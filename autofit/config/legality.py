@@ -50,25 +50,28 @@ def refusal(spec: TrialSpec, model: Model) -> str | None:
     return None
 
 
-def compromises(spec: TrialSpec, wanted: TrialSpec) -> list[str]:
-    """What `spec` gives up of the training that `wanted` describes: data, trained parts, precision. Empty: nothing."""
-    given_up = []
+def training_changes(spec: TrialSpec, wanted: TrialSpec) -> list[str]:
+    """How the training itself would differ from `wanted`: less of the data, other trained parts, less precision.
+
+    Empty for a spec that only runs the same training in another way. A longer cutoff_len is no change: nothing is lost.
+    """
+    changes = []
     if spec.cutoff_len < wanted.cutoff_len:
-        given_up.append(f"cutoff_len {spec.cutoff_len} instead of {wanted.cutoff_len}")
-    if spec.method != wanted.method and wanted.method == "full":
-        given_up.append(f"{spec.method} instead of full")
-    elif spec.method != wanted.method and (spec.method, wanted.method) == ("lora", "freeze"):
-        given_up.append("lora instead of freeze")
-    for part in ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"):
-        if spec.method == wanted.method and getattr(spec, part) and not getattr(wanted, part):
-            given_up.append(f"{part.removeprefix('freeze_').replace('_', ' ')} frozen")
-    if spec.precision != wanted.precision and wanted.precision == "fp32":
-        given_up.append(f"{spec.precision} instead of fp32")
-    if spec.pure_bf16 and not wanted.pure_bf16:
-        given_up.append("pure bf16 instead of fp32 masters")
-    if spec.method == "lora" and wanted.method == "lora" and spec.lora.rank < wanted.lora.rank:
-        given_up.append(f"lora rank {spec.lora.rank} instead of {wanted.lora.rank}")
-    return given_up
+        changes.append(f"cutoff_len {spec.cutoff_len} instead of {wanted.cutoff_len}")
+    if spec.method != wanted.method:
+        changes.append(f"{spec.method} instead of {wanted.method}")
+    else:
+        for part in ("vision_tower", "multi_modal_projector", "language_model"):
+            frozen = getattr(spec, f"freeze_{part}")
+            if frozen != getattr(wanted, f"freeze_{part}"):
+                changes.append(f"{part.replace('_', ' ')} {'frozen' if frozen else 'trained'}")
+        if spec.lora != wanted.lora:
+            changes.append(f"lora rank {spec.lora.rank} on {spec.lora.target}")
+    if (spec.precision, spec.pure_bf16) != (wanted.precision, wanted.pure_bf16):
+        changes.append("pure bf16" if spec.pure_bf16 else spec.precision)
+    if spec.optimizer.removesuffix("_fused") != wanted.optimizer.removesuffix("_fused"):
+        changes.append(f"optimizer {spec.optimizer}")
+    return changes
 
 
 def _all_frozen(spec: TrialSpec, model: Model) -> bool:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autofit.config.legality import compromises
+from autofit.config.legality import training_changes
 from autofit.config.record import TrialRecord
 from autofit.config.space import LegalSpace, Value
 from autofit.config.trial import TrialSpec
+from autofit.search.points import is_ordered
 
 DERIVED = "gradient_accumulation_steps"
 
@@ -28,7 +29,7 @@ def distributions(space: LegalSpace) -> dict[str, BaseDistribution]:
     for name, values in space.knobs.items():
         if name == DERIVED and len({point.global_batch_size for point in space.points}) == 1:
             continue
-        ordered = isinstance(values[0], int) and not isinstance(values[0], bool)
+        ordered = is_ordered(name, values[0])
         found[name] = IntDistribution(0, len(values) - 1) if ordered else CategoricalDistribution(list(values))
     return found
 
@@ -86,6 +87,6 @@ def _frozen(trial: TrialRecord, space: LegalSpace, budget_bytes: int, objective:
         distributions=kinds,
         constraints={
             "memory": memory_violation(trial, budget_bytes),
-            "quality": float(len(compromises(trial.spec, space.reference))),
+            "quality": float(len(training_changes(trial.spec, space.reference))),
         },
     )

@@ -10,6 +10,11 @@ GROWS_WITH = ("micro_batch_size", "cutoff_len")
 trainable parts can need more.)"""
 
 
+def is_ordered(name: str, value: Value) -> bool:
+    """Whether a knob's values lie on a line. ZeRO stages are numbered but are four ways to work, not four amounts."""
+    return isinstance(value, int) and not isinstance(value, bool) and name != "zero_stage"
+
+
 def position(value: Value, values: Sequence[Value]) -> float:
     """Where a knob's value lies among its ordered values, 0 to 1."""
     return values.index(value) / (len(values) - 1)
@@ -20,7 +25,7 @@ def distance(a: TrialSpec, b: TrialSpec, knobs: dict[str, tuple[Value, ...]]) ->
     total = 0.0
     for name, values in knobs.items():
         left, right = getattr(a, name), getattr(b, name)
-        if isinstance(left, int) and not isinstance(left, bool):
+        if is_ordered(name, left):
             total += abs(position(left, values) - position(right, values))
         else:
             total += float(left != right)

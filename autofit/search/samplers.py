@@ -2,8 +2,8 @@
 
 Every proposal is a point of the space that was not tried yet: what Optuna asks for is mapped to the nearest such point, and
 Optuna is told what was really run. The first proposals are the same for `tpe` and `gp`: the reference, then the points that
-lie furthest from everything tried. Points that need at least as much memory as one that ran out of it are not proposed
-(except by `grid`, which runs everything).
+run the reference's training and lie furthest from everything tried. Points that need at least as much memory as one that ran
+out of it are not proposed (except by `grid`, which runs everything).
 """
 
 import importlib.util
@@ -16,6 +16,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 
+from autofit.config.legality import training_changes
 from autofit.config.record import TrialRecord
 from autofit.config.space import LegalSpace
 from autofit.config.trial import TrialSpec
@@ -99,7 +100,8 @@ SAMPLERS: dict[str, Callable[[Context, Sequence[TrialSpec]], Proposal]] = {
 def _startup(context: Context, untried: Sequence[TrialSpec]) -> Proposal | None:
     if len(context.history) >= STARTUP_TRIALS:
         return None
-    point = most_distant(untried, [trial.spec for trial in context.history], context.space)
+    asked_for = [point for point in untried if not training_changes(point, context.space.reference)]
+    point = most_distant(asked_for or untried, [trial.spec for trial in context.history], context.space)
     return Proposal(point, "start-up: furthest from everything tried")
 
 

@@ -1,18 +1,18 @@
-"""Who won, by how much, and what each compromise would buy."""
+"""Who won, by how much, and what each change of the training would buy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autofit.config.legality import compromises
+from autofit.config.legality import training_changes
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.trial import TrialSpec
 
 
 @dataclass(frozen=True)
 class Compromise:
-    """The fastest measured trial that gives up the same things."""
+    """The fastest measured trial of those that change the training in the same way."""
 
-    given_up: tuple[str, ...]
+    changes: tuple[str, ...]
     trial: TrialRecord
     speedup: float
     """Its objective over the winner's."""
@@ -32,11 +32,11 @@ def within_budget(trial: TrialRecord, study: StudyRecord) -> bool:
 
 
 def ranking(study: StudyRecord, trials: Sequence[TrialRecord], wanted: TrialSpec) -> list[TrialRecord]:
-    """Search trials inside the budget that keep all of `wanted`'s training, fastest first."""
+    """Search trials inside the budget that run `wanted`'s training, fastest first."""
     eligible = [
         trial
         for trial in trials
-        if trial.purpose == "search" and within_budget(trial, study) and not compromises(trial.spec, wanted)
+        if trial.purpose == "search" and within_budget(trial, study) and not training_changes(trial.spec, wanted)
     ]
     return sorted(eligible, key=lambda trial: speed(trial, study), reverse=True)
 
@@ -44,14 +44,14 @@ def ranking(study: StudyRecord, trials: Sequence[TrialRecord], wanted: TrialSpec
 def compromise_table(
     study: StudyRecord, trials: Sequence[TrialRecord], wanted: TrialSpec, winner: TrialRecord
 ) -> list[Compromise]:
-    """For each set of things given up that was measured: its fastest trial, if it is faster than the winner or smaller."""
+    """For each way of changing the training that was measured: its fastest trial."""
     best: dict[tuple[str, ...], TrialRecord] = {}
     for trial in trials:
-        given_up = tuple(compromises(trial.spec, wanted))
-        if trial.purpose != "search" or not given_up or not within_budget(trial, study):
+        changes = tuple(training_changes(trial.spec, wanted))
+        if trial.purpose != "search" or not changes or not within_budget(trial, study):
             continue
-        if given_up not in best or speed(trial, study) > speed(best[given_up], study):
-            best[given_up] = trial
+        if changes not in best or speed(trial, study) > speed(best[changes], study):
+            best[changes] = trial
     rows = [Compromise(what, trial, speed(trial, study) / speed(winner, study)) for what, trial in best.items()]
     return sorted(rows, key=lambda row: row.speedup, reverse=True)
 

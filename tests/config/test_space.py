@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from autofit.config.legality import canonical, compromises, refusal
+from autofit.config.legality import canonical, refusal, training_changes
 from autofit.config.model import Model, ModelRef, resolve_model
 from autofit.config.space import LegalSpace, SearchSpace, enumerate_space
 from autofit.config.trial import TrialSpec
@@ -96,7 +96,7 @@ def test_bad_keys_and_values_are_one_line_that_helps(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"knobs": {"micro_batch_size": [3]}, "reference": {"micro_batch_size": 3}}, "does not divide the global batch 16"),
+        ({"knobs": {"micro_batch_size": [3]}, "reference": {"micro_batch_size": 3}}, "does not divide the global batch 8"),
         ({"knobs": {"micro_batch_size": ["two"]}, "reference": {"micro_batch_size": 1}}, "micro_batch_size"),
         (
             {"knobs": {"freeze_language_model": [True]}, "reference": {"freeze_language_model": True}},
@@ -228,12 +228,15 @@ def test_fatal_combinations_are_refused_with_the_reason(fields: dict[str, Any], 
     assert words in str(refusal(canonical(spec, VL), VL))
 
 
-def test_compromises_name_what_is_given_up() -> None:
+def test_changes_of_the_training_are_named_and_other_ways_to_run_it_are_none() -> None:
     wanted = TrialSpec(model=ModelRef(preset="tiny-qwen2.5-vl"), cutoff_len=2048, freeze_vision_tower=False)
     less = wanted.model_copy(update={"cutoff_len": 1024, "freeze_vision_tower": True})
-    assert compromises(wanted, wanted) == []
-    assert compromises(less, wanted) == ["cutoff_len 1024 instead of 2048", "vision tower frozen"]
-    assert compromises(wanted, less) == []  # more than was asked for is no compromise
-    assert compromises(wanted.model_copy(update={"method": "lora"}), wanted) == ["lora instead of full"]
-    faster = wanted.model_copy(update={"zero_stage": 2, "micro_batch_size": 4, "gradient_checkpointing": False})
-    assert compromises(faster, wanted) == []
+    assert training_changes(wanted, wanted) == []
+    assert training_changes(less, wanted) == ["cutoff_len 1024 instead of 2048", "vision tower frozen"]
+    assert training_changes(wanted, less) == ["vision tower trained"]  # more data is no loss, more trained parts are a change
+    assert training_changes(wanted.model_copy(update={"method": "lora"}), wanted) == ["lora instead of full"]
+    assert training_changes(wanted.model_copy(update={"pure_bf16": True}), wanted) == ["pure bf16"]
+    assert training_changes(wanted.model_copy(update={"optimizer": "adamw_torch_fused"}), wanted) == []
+    assert training_changes(wanted.model_copy(update={"optimizer": "sgd"}), wanted) == ["optimizer sgd"]
+    other_way = wanted.model_copy(update={"zero_stage": 2, "micro_batch_size": 4, "gradient_checkpointing": False})
+    assert training_changes(other_way, wanted) == []

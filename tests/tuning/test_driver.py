@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from autofit.config.legality import training_changes
 from autofit.config.record import TrialRecord
 from autofit.errors import AutofitError, Interrupted, StoreError, UsageError
 from autofit.launch.local import Heartbeat, Limits
@@ -75,7 +76,7 @@ def test_a_search_finds_stores_and_confirms_a_winner(
     assert [trial.trial_number for trial in trials] == list(range(len(trials)))
     assert Counter(trial.purpose for trial in trials) == {"search": 12, "confirm": 1}
     assert any(trial.out_of_memory for trial in trials)
-    assert report.winner is not None and report.winner.result is not None and report.confirmed_by is not None
+    assert report.winner is not None and report.reference is not None and report.confirmed_by is not None
     assert report.confirmed_by.result is not None and report.confirmed_by.result.timed_steps == 39  # 10 x (1 + 3) less warm-up
     budget = report.study.memory_budget_bytes
     for trial in trials:
@@ -84,8 +85,8 @@ def test_a_search_finds_stores_and_confirms_a_winner(
             assert trial.result.peak_device_bytes is not None and trial.result.peak_device_bytes <= budget
     assert report.study.status == "FINISHED"
     assert report.study.winner_trial_number == report.winner.trial_number
-    assert report.winner.spec.global_batch_size == 16
-    assert report.winner.spec.freeze_language_model is False
+    assert report.winner.spec.global_batch_size == 8
+    assert training_changes(report.winner.spec, report.reference.spec) == []
 
 
 def test_a_winner_that_does_not_hold_when_run_longer_is_passed_over(
