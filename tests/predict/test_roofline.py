@@ -76,9 +76,9 @@ def samples(truth, spread=0.0, several=False):
     draw = np.random.default_rng(3)
     rows = []
     # arithmetic, traffic and launches weigh differently in each, so that all three can be told apart
-    for scale, traffic in ((0.2, 8e8), (1, 1e8), (3, 4e9), (8, 2e8), (20, 9e9)):
+    for scale, traffic in ((0.005, 1e7), (1, 1e8), (1, 9e9), (8, 2e8), (2, 2e10)):
         step = operations((4e12 * scale, 1e9, 30), (0, traffic, 400), (0, 1e5, 6000))
-        job = Job(ranks=4 if several and scale > 1 else 1, zero_stage=2, trainable_bytes=10**10, gradient_bytes=10**10)
+        job = Job(ranks=4 if several and scale > 1 else 1, zero_stage=2, trainable_bytes=10**11, gradient_bytes=10**11)
         seconds = step_time(DEVICE, step, operations((0, 5e9, 2)), job, truth).seconds
         rows.append((step, operations((0, 5e9, 2)), job, seconds * (1 + spread * draw.standard_normal())))
     return rows
