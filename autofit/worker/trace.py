@@ -1,4 +1,4 @@
-"""`trace SPEC.json [-o trace.json.gz]`: what a training step allocates and computes, for several shapes of one variant, without data.
+"""`trace SPEC.json [-o trace.json.gz]`: what the training steps of one variant allocate and compute, without data.
 
 The model is the training environment's own transformers class, built by `models.build` as a trial builds it, on the `meta`
 device. `meta` and not fake CUDA tensors: it needs no compiler and no CUDA build, is several times faster, and what it lacks
@@ -32,12 +32,12 @@ def main(argv: list[str]) -> int:
         at = argv.index("-o")
         output, argv = argv[at + 1], argv[:at] + argv[at + 2 :]
     if len(argv) != 1 or argv[0].startswith("-"):
-        print("usage: autofit.worker trace SPEC.json [-o trace.json.gz]", file=sys.stderr)
+        _say("usage: autofit.worker trace SPEC.json [-o trace.json.gz]")
         return 2
     try:
         spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        print(f"autofit.worker: {argv[0]}: is not a readable spec ({error})", file=sys.stderr)
+        _say(f"autofit.worker: {argv[0]}: is not a readable spec ({error})")
         return 2
     os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # its checks read values, and there are none
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -46,16 +46,20 @@ def main(argv: list[str]) -> int:
     try:
         document = trace(spec)
     except TraceError as error:
-        print(f"autofit.worker: {error}", file=sys.stderr)
+        _say(f"autofit.worker: {error}")
         return 1
     _write(document, output)
     return 0
 
 
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
 def _write(document: dict[str, Any], output: str) -> None:
     text = json.dumps(document, separators=(",", ":"))
     if output == "-":
-        print(text)
+        sys.stdout.write(text + "\n")
         return
     path = Path(output)
     temporary = path.with_name(path.name + ".part")

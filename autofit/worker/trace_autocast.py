@@ -18,35 +18,40 @@ from typing import Any
 
 import torch
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 LOWER = {
-    "cuda": frozenset(
+    "cuda": _names(
         "_convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d.input"
         " conv_transpose3d.input convolution prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm"
         " bmm chain_matmul linalg_multi_dot _thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell"
-        " rnn_relu_cell _scaled_dot_product_flash_attention scaled_dot_product_attention".split()
+        " rnn_relu_cell _scaled_dot_product_flash_attention scaled_dot_product_attention"
     ),
-    "cpu": frozenset(
+    "cpu": _names(
         "conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding bmm mm linalg_vecdot baddbmm addmm"
         " _addmm_activation addbmm linear _convolution.deprecated matmul conv_tbc mkldnn_rnn_layer conv_transpose1d"
         " conv_transpose2d.input conv_transpose3d.input prelu scaled_dot_product_attention"
-        " _native_multi_head_attention".split()
+        " _native_multi_head_attention"
     ),
 }
 PROMOTE = {
-    "cuda": frozenset(
-        "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add stack cat index_copy".split()
+    "cuda": _names(
+        "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add stack cat index_copy"
     ),
-    "cpu": frozenset("stack cat index_copy".split()),
+    "cpu": _names("stack cat index_copy"),
 }
 SET_DTYPE = {
-    "cuda": frozenset(
+    "cuda": _names(
         "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum linalg_vector_norm linalg_matrix_norm"
-        " linalg_matrix_norm.str_ord sum sum.dim_IntList".split()
+        " linalg_matrix_norm.str_ord sum sum.dim_IntList"
     ),
     "cpu": frozenset[str](),
 }
 BANNED = frozenset({"binary_cross_entropy"})
-_FP32_CUDA = frozenset(
+_FP32_CUDA = _names(
     "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar pow.Tensor_Tensor"
     " pow.Scalar softplus layer_norm native_layer_norm rms_norm group_norm frobenius_norm.dim nuclear_norm nuclear_norm.dim"
     " cosine_similarity poisson_nll_loss cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss"
@@ -54,7 +59,7 @@ _FP32_CUDA = frozenset(
     " multi_margin_loss binary_cross_entropy_with_logits dist pdist cdist renorm logsumexp upsample_nearest1d"
     " _upsample_nearest_exact1d upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d"
     " upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d"
-    " _upsample_bicubic2d_aa norm.Scalar norm.ScalarOpt_dim".split()
+    " _upsample_bicubic2d_aa norm.Scalar norm.ScalarOpt_dim"
 )
 _KEY = {"cuda": "AutocastCUDA", "cpu": "AutocastCPU"}
 _KEYSET = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)

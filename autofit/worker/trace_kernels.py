@@ -25,12 +25,12 @@ native/cuda/IndexKernel.cpp, Embedding.cu; torch 2.13):
 Not visible, not modelled: cuDNN's conv3d workspace, sorts in index backward, the memory-efficient kernel's fp32 accumulators.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from autofit.worker.trace_tracer import Scratch
 
@@ -74,15 +74,15 @@ def device_kernels(target: str) -> Iterator[None]:
     library = torch.library.Library("aten", "IMPL")
     for name in ("silu_backward", "mish_backward"):
         library.m.impl(name, "Meta", lambda gradient, value: torch.empty_like(value))  # `impl` itself forbids it
-    real_attention, real_norm = F.scaled_dot_product_attention, F.rms_norm
-    F.scaled_dot_product_attention = _cuda_attention if target == "cuda" else _cpu_attention
+    real_attention, real_norm = functional.scaled_dot_product_attention, functional.rms_norm
+    functional.scaled_dot_product_attention = _cuda_attention if target == "cuda" else _cpu_attention
     if target == "cuda":
-        F.rms_norm = _fused_rms_norm
+        functional.rms_norm = _fused_rms_norm  # type: ignore[assignment]
     try:
         with _supported_devices():
             yield
     finally:
-        F.scaled_dot_product_attention, F.rms_norm = real_attention, real_norm
+        functional.scaled_dot_product_attention, functional.rms_norm = real_attention, real_norm
         library._destroy()
 
 
@@ -102,7 +102,7 @@ def _supported_devices() -> Iterator[None]:
     def fused() -> list[str]:
         return [*real_fused(), "meta"]
 
-    import torch.optim.optimizer as optimizer
+    from torch.optim import optimizer
 
     changed: list[tuple[Any, str, Any]] = []
     for module in (foreach_utils, optimizer):
@@ -132,7 +132,7 @@ def _autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
-def _cuda_attention(
+def _cuda_attention(  # noqa: PLR0917 - torch's own signature
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -159,7 +159,7 @@ def _padded_bias(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> 
     alignment = 16 if _half(query) else 4
     length = bias.shape[-1]
     if length % alignment:
-        bias = F.pad(bias, (0, alignment - length % alignment))[..., :length]
+        bias = functional.pad(bias, (0, alignment - length % alignment))[..., :length]
     return bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
 
 
@@ -171,7 +171,7 @@ def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return bias
 
 
-def _cpu_attention(
+def _cpu_attention(  # noqa: PLR0917 - torch's own signature
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -204,7 +204,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _fused_rms_norm(
-    value: torch.Tensor, normalized_shape: list[int], weight: torch.Tensor | None = None, eps: float | None = None
+    value: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
 ) -> torch.Tensor:
     if torch.is_autocast_enabled("cpu"):
         value = value.float()

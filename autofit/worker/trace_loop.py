@@ -1,4 +1,4 @@
-"""One optimizer step as Trainer runs it, over any tensors: `meta` ones for the trace, real ones for the benchmark that checks it.
+"""One optimizer step as Trainer runs it, over `meta` tensors for the trace, over real ones for the benchmark that checks it.
 
 Order of things (transformers Trainer.training_step and _inner_training_loop, accelerate's prepare_model): the batches of all
 accumulation steps are on the device before the first forward; forward runs under autocast and its outputs are converted to

@@ -19,7 +19,6 @@ class EightBitAdamW(torch.optim.Optimizer):
         super().__init__(parameters, {})
         self.paged = paged
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:

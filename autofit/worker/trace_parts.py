@@ -61,6 +61,26 @@ def watch_parts(model: torch.nn.Module, tracer: StorageTracer) -> None:
             _single_window(module, tracer)
 
 
+def watch_modules(model: torch.nn.Module, tracer: StorageTracer) -> list[dict[str, int | bool]]:
+    """Tells the tracer when modules that own parameters run; returns the parameters with the modules' numbers."""
+    owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    number_of: dict[int, int] = {}
+    for number, module in enumerate(owners):
+        module.register_forward_pre_hook(lambda module, args, number=number: tracer.module_forward(number))
+        module.register_forward_hook(lambda module, args, output, number=number: tracer.module_forward_end(number))
+        for parameter in module.parameters(recurse=False):
+            number_of.setdefault(id(parameter), number)
+    return [
+        {
+            "elements": parameter.numel(),
+            "trainable": parameter.requires_grad,
+            "module": number_of[id(parameter)],
+            "weight_bytes": parameter.element_size(),
+        }
+        for parameter in model.parameters()
+    ]
+
+
 def _single_window(module: torch.nn.Module, tracer: StorageTracer) -> None:
     """One attention call over all patches instead of one a window or image.
 

@@ -16,7 +16,7 @@ from autofit.worker.trace_inputs import IMAGE_MODELS, Shape, TraceError, check_i
 from autofit.worker.trace_kernels import CUBLAS_WORKSPACE, NOT_MODELLED, device_kernels, flash_attention_interface, scratch_of
 from autofit.worker.trace_loop import Loop
 from autofit.worker.trace_optim import build_optimizer
-from autofit.worker.trace_parts import parameter_groups, watch_parts
+from autofit.worker.trace_parts import parameter_groups, watch_modules, watch_parts
 from autofit.worker.trace_tracer import CATEGORIES, PHASES, StorageTracer
 
 FORMAT = 1
@@ -59,6 +59,8 @@ class Session:
         self.optimizer: torch.optim.Optimizer | None = None
         self._tracer: StorageTracer | None = None
         self._hooked = False
+        self.watches_modules = bool(options.get("moments", int(trial["zero_stage"]) > 0))
+        self.parameters: list[dict[str, int | bool]] = []
 
     def _check(self) -> None:
         trial = self.trial
@@ -75,7 +77,8 @@ class Session:
 
     def own_shape(self) -> Shape:
         """The trial's own batch: full sequences, the largest legal images."""
-        trial, grids = self.trial, ()
+        trial = self.trial
+        grids: tuple[tuple[int, int, int], ...] = ()
         batch = int(trial["micro_batch_size"])
         if getattr(self.config, "vision_config", None) is not None and int(trial["images"]["per_sample"]):
             vision = self.config.vision_config
@@ -127,14 +130,14 @@ class Session:
         if with_optimizer and self.owns_optimizer:
             optimizer = build_optimizer(self.trial["optimizer"], self.model, self.foreach)
         micro_steps = min(int(self.trial["gradient_accumulation_steps"]), MICRO_STEPS)
-        seen_products = [0]
+        threads: set[str] = set()  # forward's and autograd's: each takes a cuBLAS workspace with its first product
 
         def observe(phase: str, step: int) -> None:
+            tracer.end_backward()
             tracer.enter(phase, step)
-            if self.target == "cuda" and phase in ("forward", "backward") and len(seen_products) < 3 and step == 0:
-                if seen_products[-1] != phase:
-                    seen_products.append(phase)  # type: ignore[arg-type]
-                    tracer.keep(CUBLAS_WORKSPACE, "cublas_workspace")
+            if self.target == "cuda" and phase in ("forward", "backward") and phase not in threads:
+                threads.add(phase)
+                tracer.keep(CUBLAS_WORKSPACE, "cublas_workspace")
             last = step == steps - 1
             tracer.recording = last and (phase != "zero_grad")
 
@@ -159,6 +162,7 @@ class Session:
                 for number, batch in enumerate(batches):
                     loop.micro_step(batch, step, micro_steps, number)
                 tracer.recording = False
+                tracer.end_backward()
                 tracer.enter("zero_grad", step)
                 for parameter in self.model.parameters():
                     parameter.grad = None
@@ -170,13 +174,17 @@ class Session:
             return
         self._hooked = True
         watch_parts(self.model, _Current(self))  # type: ignore[arg-type]
-        for parameter in self.model.parameters():
+        if self.watches_modules:
+            self.parameters = watch_modules(self.model, _Current(self))  # type: ignore[arg-type]
+        for index, parameter in enumerate(self.model.parameters()):
             if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(self._gradient)
+                parameter.register_post_accumulate_grad_hook(lambda tensor, index=index: self._gradient(tensor, index))
 
-    def _gradient(self, parameter: torch.Tensor) -> None:
+    def _gradient(self, parameter: torch.Tensor, index: int) -> None:
         if self._tracer is not None and parameter.grad is not None:
             self._tracer.relabel(parameter.grad, "gradients")
+            if self.watches_modules:
+                self._tracer.gradient(index, parameter.grad)
 
     # ---- writing ------------------------------------------------------------------------------------------------------
 
@@ -198,6 +206,12 @@ class Session:
                 "step": reference.event_step,
             },
             "storages": {"category": reference.storage_category, "source": _indexed(reference.storage_source), "bytes": sizes},
+            "moments": {
+                "event": [event for event, *_ in reference.moments],
+                "kind": [kind for _, kind, _, _ in reference.moments],
+                "index": [index for _, _, index, _ in reference.moments],
+                "storage": [storage for *_, storage in reference.moments],
+            },
             "operations": {
                 "name": _indexed([name for name, *_ in reference.operations]),
                 "phase": [phase for _, phase, *_ in reference.operations],
@@ -216,6 +230,7 @@ class Session:
             "categories": list(CATEGORIES),
             "phases": list(PHASES),
             "groups": groups,
+            "parameters": self.parameters,
             "metadata": self._metadata(),
         }
 
@@ -245,7 +260,7 @@ class Session:
 
 
 class _Current:
-    """Forwards `mark` to the tracer of the run in progress: hooks are put on once."""
+    """Forwards what hooks say to the tracer of the run in progress: hooks are put on once."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -253,6 +268,14 @@ class _Current:
     def mark(self, part: str, share: float = 1.0) -> tuple[str, float]:
         tracer = self._session._tracer
         return tracer.mark(part, share) if tracer is not None else (part, share)
+
+    def module_forward(self, index: int) -> None:
+        if self._session._tracer is not None:
+            self._session._tracer.module_forward(index)
+
+    def module_forward_end(self, index: int) -> None:
+        if self._session._tracer is not None:
+            self._session._tracer.module_forward_end(index)
 
 
 def _label_state(tracer: StorageTracer, optimizer: torch.optim.Optimizer) -> None:

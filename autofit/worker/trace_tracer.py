@@ -82,6 +82,9 @@ class StorageTracer(TorchDispatchMode):
         self.phase = _PHASE["load"]
         self.step = 0
         self.unmixed: set[str] = set()
+        self.moments: list[tuple[int, str, int, int]] = []
+        self._modules: list[tuple[int, int]] = []
+        self._in_backward: int | None = None
         self._label: int | None = None
         self._live: dict[int, tuple[Any, int]] = {}
         self._known: dict[Any, _Operation] = {}
@@ -109,6 +112,48 @@ class StorageTracer(TorchDispatchMode):
         self._part, self._share = part, share
         self._marks.append((torch._C._autograd._get_sequence_nr(), part, share))
         return before
+
+    # ---- moments: where DeepSpeed may act ------------------------------------------------------------------------------
+
+    def moment(self, kind: str, index: int, storage: int = -1) -> None:
+        """Notes that here, between events, a module begins or ends or a gradient is ready."""
+        self.moments.append((len(self.event_kind), kind, index, storage))
+
+    def module_forward(self, index: int) -> None:
+        """A module with parameters begins its forward; backward nodes made from here on are its own."""
+        self._modules.append((torch._C._autograd._get_sequence_nr(), index))
+        self.moment("forward", index)
+
+    def module_forward_end(self, index: int) -> None:
+        """The module is done; what follows belongs to none."""
+        self._modules.append((torch._C._autograd._get_sequence_nr(), -1))
+        self.moment("forward_end", index)
+
+    def gradient(self, index: int, gradient: torch.Tensor) -> None:
+        """The gradient of parameter `index` is ready."""
+        entry = self._live.get(gradient.untyped_storage()._cdata)
+        self.moment("grad", index, -1 if entry is None else entry[1])
+
+    def _follow_backward(self) -> None:
+        if not self._modules or torch.is_grad_enabled():
+            return
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return
+        at = bisect.bisect_right(self._modules, node._sequence_nr(), key=lambda mark: mark[0]) - 1
+        index = self._modules[at][1] if at >= 0 else -1
+        if index == self._in_backward or index < 0:
+            return
+        if self._in_backward is not None:
+            self.moment("backward_end", self._in_backward)
+        self._in_backward = index
+        self.moment("backward", index)
+
+    def end_backward(self) -> None:
+        """Backward is over."""
+        if self._in_backward is not None:
+            self.moment("backward_end", self._in_backward)
+            self._in_backward = None
 
     @contextmanager
     def labelled(self, category: str) -> Iterator[None]:
@@ -149,6 +194,9 @@ class StorageTracer(TorchDispatchMode):
         self._event(1, number)
         return number
 
+    def _when_freed(self, key: int, number: int) -> Callable[[Any], None]:
+        return lambda _: self._freed(key, number)
+
     def _freed(self, key: int, number: int) -> None:
         entry = self._live.get(key)
         if entry is not None and entry[1] == number:
@@ -172,8 +220,7 @@ class StorageTracer(TorchDispatchMode):
         else:
             label = _CATEGORY["workspace"]
         number = self._new(storage.nbytes(), label, source)
-        freed = self._freed
-        self._live[key] = (weakref.ref(storage, lambda _, key=key, number=number: freed(key, number)), number)
+        self._live[key] = (weakref.ref(storage, self._when_freed(key, number)), number)
 
     def relabel(self, tensor: torch.Tensor, category: str) -> None:
         """The storage of `tensor` turned out to be, for example, a gradient."""
@@ -198,6 +245,8 @@ class StorageTracer(TorchDispatchMode):
         operation = self._known.get(func)
         if operation is None:
             operation = self._known[func] = _Operation(func)
+        if self.phase == _PHASE["backward"]:
+            self._follow_backward()
         try:
             out = func(*args, **kwargs)
         except RuntimeError as error:
@@ -225,7 +274,7 @@ class StorageTracer(TorchDispatchMode):
         return out
 
     def _on_device(self, value: Any) -> Any:
-        """Small index tensors are real, on the CPU, because their values shape the computation; on a device they would be there."""
+        """Index tensors are real, on the CPU, because their values shape the computation; a run has them on the device."""
         if isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.dim() > 0:
             moved = torch.empty(value.shape, dtype=value.dtype, device=self.device)
             self.see(moved, source="index")
