@@ -40,3 +40,16 @@ layers: setup
 	$(BIN)/lint-imports
 
 check: lint types layers test
+
+# the main job on this machine: real trials of a tiny Qwen2.5-VL on the CPU, and what they found as a LLaMA-Factory YAML
+DEMO := .demo
+AUTOFIT_DEMO := $(BIN)/autofit --db sqlite:///$(DEMO)/autofit.db
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/python examples/make_tiny.py $(DEMO)
+	$(AUTOFIT_DEMO) search --space tiny_qwen2_5_vl --model $(DEMO)/tiny-qwen2.5-vl --dataset $(DEMO)/data/tiny_vl.json \
+	    --device cpu --gpu-mem 200MB --trials 14 --study demo --runs $(DEMO)/runs
+	$(AUTOFIT_DEMO) export --study demo --launcher llamafactory -o $(DEMO)/best
+
+clean:
+	rm -rf $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
