@@ -80,7 +80,7 @@ def _doctor() -> Implementation:
 
 
 COMMANDS: dict[str, Command] = {
-    "search": Command("Find the fastest configuration that fits, by running short trials.", _search),
+    "search": Command("Find the fastest configuration that fits, by running trials.", _search),
     "trials": Command("List trials; filter and sort them.", _trials),
     "show": Command("Show one trial whole: spec, result, end of its log.", _show),
     "studies": Command("List the studies, with their best.", _studies),
