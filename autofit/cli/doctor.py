@@ -1,11 +1,11 @@
 """`autofit doctor`: what is installed, which GPUs, what is missing and the command that mends it."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from autofit.cli import output
 
 
 def doctor(
@@ -17,10 +17,9 @@ def doctor(
 
     findings = examine(python, Path.cwd())
     if as_json:
-        sys.stdout.write(json.dumps([finding.model_dump() for finding in findings], indent=1) + "\n")
+        output.print_json([finding.model_dump() for finding in findings])
     else:
-        for finding in findings:
-            mend = f"  ->  {finding.mend}" if finding.mend else ""
-            sys.stdout.write(f"{finding.status:<8}{finding.what:<22}{finding.detail}{mend}\n")
+        rows = [[finding.status, finding.what, finding.detail, finding.mend or ""] for finding in findings]
+        output.print_table(["status", "what", "found", "mend with"], rows)
     if any(finding.status == "missing" for finding in findings):
         raise typer.Exit(1)

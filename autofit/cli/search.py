@@ -1,7 +1,6 @@
 """`autofit search`: the main job."""
 
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -83,10 +82,10 @@ def search(  # noqa: PLR0917 - one parameter a flag
 
 
 def _finish(report: "SearchReport", as_json: bool) -> None:
-    from autofit.cli import search_view
+    from autofit.cli import output, search_view
 
     if as_json:
-        sys.stdout.write(search_view.as_json(report) + "\n")
+        output.print_json(search_view.as_document(report))
     else:
         search_view.show(report)
     if report.winner is None:

@@ -1,7 +1,7 @@
 """What a person sees of a search: progress on stderr while it runs, the answer on stdout at its end."""
 
-import json
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from autofit.cli import output
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.trial import TrialSpec
 from autofit.launch.local import Heartbeat
@@ -118,18 +118,15 @@ def describe(spec: TrialSpec) -> str:
 
 def show(report: SearchReport) -> None:
     """The answer for a person, on stdout."""
-    console = Console(highlight=False)
-    console.print(_trial_table(report))
-    if report.winner is None or report.winner.result is None:
+    _print_trials(report)
+    if report.winner is None:
         return
     study, winner = report.study, report.winner
-    console.print(f"\n[bold]winner[/]: trial {winner.trial_number}: {describe(winner.spec)}", soft_wrap=True)
-    console.print(f"why: {_why(report)}", soft_wrap=True)
+    output.print_section(f"winner: trial {winner.trial_number}: {describe(winner.spec)}", _why(report))
     if report.compromises:
-        console.print(_compromise_table(report))
-    console.print(
-        f"\nexport it: autofit export --study {shlex.quote(study.name)} --launcher llamafactory -o best", soft_wrap=True
-    )
+        sys.stdout.write("\nwhat another training would buy (measured)\n")
+        _print_compromises(report)
+    sys.stdout.write(f"\nexport it: autofit export --study {shlex.quote(study.name)} --launcher llamafactory -o best\n")
 
 
 def why_none(report: SearchReport) -> str:
@@ -149,56 +146,52 @@ def why_none(report: SearchReport) -> str:
     return line
 
 
-def as_json(report: SearchReport) -> str:
+def as_document(report: SearchReport) -> dict[str, Any]:
     """The answer for a program."""
 
     def row(trial: TrialRecord | None) -> dict[str, Any] | None:
-        return trial.model_dump(mode="json", exclude={"spec": {"model": {"config"}}}) if trial else None
+        return trial.model_dump(mode="json") if trial else None
 
-    return json.dumps(
-        {
-            "study": report.study.name,
-            "memory_budget_bytes": report.study.memory_budget_bytes,
-            "objective": report.study.space.objective,
-            "winner": row(report.winner),
-            "confirmed_by": row(report.confirmed_by),
-            "reference": row(report.reference),
-            "compromises": [
-                {
-                    "changes": list(item.changes),
-                    "trial_number": item.trial.trial_number,
-                    "speedup": item.speedup,
-                    "how": "measured",
-                }
-                for item in report.compromises
-            ],
-            "trials": len(report.trials),
-            "out_of_memory": sum(trial.out_of_memory for trial in report.trials),
-            "exhausted": report.exhausted,
-        },
-        indent=1,
-    )
+    return {
+        "study": report.study.name,
+        "memory_budget_bytes": report.study.memory_budget_bytes,
+        "objective": report.study.space.objective,
+        "winner": row(report.winner),
+        "confirmed_by": row(report.confirmed_by),
+        "reference": row(report.reference),
+        "compromises": [
+            {
+                "changes": list(item.changes),
+                "trial_number": item.trial.trial_number,
+                "speedup": item.speedup,
+                "evidence": "measured",
+            }
+            for item in report.compromises
+        ],
+        "trials": len(report.trials),
+        "out_of_memory": sum(trial.out_of_memory for trial in report.trials),
+        "exhausted": report.exhausted,
+    }
 
 
-def _why(report: SearchReport) -> str:
+def _why(report: SearchReport) -> list[str]:
     winner, study = report.winner, report.study
     assert winner is not None and winner.result is not None
-    result = winner.result
-    parts = [f"fastest of {len(report.trials)} measured that runs the reference's training: {_speed(winner, study)}"]
+    reasons = [f"fastest of {len(report.trials)} measured that runs the reference's training: {_speed(winner, study)}"]
     reference = report.reference
-    if reference and reference.fits and reference.trial_number != winner.trial_number:
-        parts.append(f"{speed(winner, study) / speed(reference, study):.2f}x the reference (trial {reference.trial_number})")
-    elif reference and reference.trial_number == winner.trial_number:
-        parts.append("it is the reference itself")
+    if reference and reference.trial_number == winner.trial_number:
+        reasons.append("it is the reference itself")
+    elif reference and reference.fits:
+        reasons.append(f"{speed(winner, study) / speed(reference, study):.2f}x the reference (trial {reference.trial_number})")
     elif reference and reference.result:
-        parts.append(f"the reference itself ended {reference.result.outcome}")
-    left = study.memory_budget_bytes - (result.peak_device_bytes or 0)
-    parts.append(f"peak {format_bytes(result.peak_device_bytes)}, {format_bytes(left)} below the budget")
+        reasons.append(f"the reference itself ended {reference.result.outcome}")
+    left = study.memory_budget_bytes - (winner.result.peak_device_bytes or 0)
+    reasons.append(f"peak {format_bytes(winner.result.peak_device_bytes)}, {format_bytes(left)} below the budget")
     if report.confirmed_by and report.confirmed_by.result:
         longer = report.confirmed_by.result
         steps = len(longer.losses) or longer.timed_steps
-        parts.append(f"confirmed over {steps} steps in a fresh process at {format_bytes(longer.peak_device_bytes)}")
-    return "; ".join(parts)
+        reasons.append(f"confirmed over {steps} steps in a fresh process: peak {format_bytes(longer.peak_device_bytes)}")
+    return reasons
 
 
 def _speed(trial: TrialRecord, study: StudyRecord) -> str:
@@ -217,36 +210,31 @@ def _outcome(trial: TrialRecord, study: StudyRecord) -> str:
     return f"{result.outcome}{where}{why}"
 
 
-def _trial_table(report: SearchReport) -> Table:
+def _print_trials(report: SearchReport) -> None:
+    """Fastest first, those without a speed last; the winner has a star."""
     study = report.study
-    table = Table(
-        title=f"{study.name}: {len(report.trials)} trials, budget {format_bytes(study.memory_budget_bytes)}", box=None
-    )
-    for name in ("#", "outcome", "peak", "samples/s", "step", "configuration"):
-        table.add_column(
-            name, justify="left" if name in {"outcome", "configuration"} else "right", no_wrap=name != "configuration"
-        )
-    ordered = sorted(report.trials, key=lambda trial: (not trial.fits, -speed(trial, study) if trial.fits else 0.0))
+    ordered = sorted(report.trials, key=lambda trial: -speed(trial, study) if trial.fits else 0.0)
+    rows = []
     for trial in ordered[:SHOWN_TRIALS]:
         result = trial.result
         assert result is not None
-        over = trial.fits and not within_budget(trial, study)
-        table.add_row(
-            str(trial.trial_number) + ("*" if report.winner and trial.trial_number == report.winner.trial_number else ""),
-            "over budget" if over else result.outcome + (f" {result.phase}" if not trial.fits and result.phase else ""),
-            format_bytes(result.peak_device_bytes),
-            f"{result.samples_per_second:.2f}" if result.samples_per_second else "-",
-            format_seconds(result.step_time_seconds),
-            describe(trial.spec),
+        ended = result.outcome if within_budget(trial, study) or not trial.fits else "OVER BUDGET"
+        rows.append(
+            [
+                f"{trial.trial_number}{'*' if report.winner and trial.trial_number == report.winner.trial_number else ' '}",
+                f"{ended} in {result.phase}" if not trial.fits and result.phase else ended,
+                format_bytes(result.peak_device_bytes),
+                format_seconds(result.step_time_seconds),
+                f"{result.samples_per_second:.2f}" if result.samples_per_second else output.NOTHING,
+                describe(trial.spec),
+            ]
         )
-    return table
+    output.print_table(["trial", "outcome", "peak", "step", "samples/s", "configuration"], rows)
 
 
-def _compromise_table(report: SearchReport) -> Table:
-    table = Table(title="what another training would buy (measured)", box=None)
-    for name in ("change", "speed", "peak", "trial"):
-        table.add_column(name, justify="left" if name == "change" else "right")
+def _print_compromises(report: SearchReport) -> None:
+    rows = []
     for item in report.compromises:
         peak = item.trial.result.peak_device_bytes if item.trial.result else None
-        table.add_row("; ".join(item.changes), f"{item.speedup:.2f}x", format_bytes(peak), str(item.trial.trial_number))
-    return table
+        rows.append([f"{item.speedup:.2f}x", format_bytes(peak), str(item.trial.trial_number), "; ".join(item.changes)])
+    output.print_table(["speed", "peak", "trial", "change"], rows)
