@@ -83,7 +83,9 @@ def _figure(name: str, value: float) -> str:
         return f"{value:.2f}"
     if name.endswith("_seconds"):
         return format_seconds(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def _is_figures(cells: Iterable[str]) -> bool:
