@@ -13,7 +13,7 @@ Read in DeepSpeed 0.19.8: `runtime/zero/stage_1_and_2.py`, `stage3.py`, `partiti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autofit.errors import AutofitError
 from autofit.predict.zero_moments import Meter, Moment, Parameter
@@ -38,6 +38,7 @@ __all__ = [
     "persisted_elements",
     "predict_zero",
     "resident_bytes",
+    "with_activations",
 ]
 
 
@@ -50,6 +51,8 @@ class ZeroTerms:
     forward_peak_bytes: int
     backward_peak_bytes: int
     step_peak_bytes: int
+    resident_parts: dict[str, int]
+    """What `resident_bytes` is made of: weights, master_weights, optimizer_state, gradients, communication and the like."""
 
     @property
     def peak_bytes(self) -> int:
@@ -114,16 +117,35 @@ def predict_zero(settings: ZeroSettings, parameters: Sequence[Parameter], moment
     for moment in moments:
         if moment.kind == "grad" and not 0 <= moment.index < len(parameters):
             raise AutofitError(f"moment names parameter {moment.index}, but there are {len(parameters)}; trace the model again")
-    meters = []
-    if settings.stage == 3:
-        meters.append(_run(PartitionedRank(settings, parameters), moments))
-    else:
-        meters += [_run(ReplicatedRank(settings, parameters, rank), moments) for rank in range(settings.ranks)]
+    ranks: list[PartitionedRank | ReplicatedRank] = (
+        [PartitionedRank(settings, parameters)]
+        if settings.stage == 3
+        else [ReplicatedRank(settings, parameters, rank) for rank in range(settings.ranks)]
+    )
+    meters = [_run(rank, moments) for rank in ranks]
     return ZeroTerms(
         resident_bytes=max(meter.resident for meter in meters),
         forward_peak_bytes=max(meter.peaks["forward"] for meter in meters),
         backward_peak_bytes=max(meter.peaks["backward"] for meter in meters),
         step_peak_bytes=max(meter.peaks["step"] for meter in meters),
+        resident_parts=dict(ranks[0].parts),
+    )
+
+
+def with_activations(own: ZeroTerms, *, forward_bytes: int, backward_bytes: int) -> ZeroTerms:
+    """ZeRO's own terms (`predict_zero` without moments) under activations of which only the peaks are known.
+
+    The peaks are added as if they met, so that the result is never too low for it; `own` does not depend on the shape of the
+    batch and can be kept.
+
+    Args:
+        forward_bytes, backward_bytes: highest use of the one-rank step in each phase, without weights, finished gradients and
+            optimizer state.
+    """
+    return replace(
+        own,
+        forward_peak_bytes=own.forward_peak_bytes + forward_bytes,
+        backward_peak_bytes=own.backward_peak_bytes + backward_bytes,
     )
 
 

@@ -27,13 +27,16 @@ class PartitionedRank:
             self.of_module.setdefault(p.module, []).append(k)
         weight = settings.weight_bytes
         trained = sum(self.part[k] for k, p in enumerate(parameters) if p.trainable)
-        resident = weight * settings.reduce_bucket_size * settings.contiguous_gradients
-        if not settings.offload_param:
-            resident += weight * sum(self.part)
-        resident += weight * sum(parameters[k].elements for k in self.whole)
+        self.parts = {
+            "weights": weight * (0 if settings.offload_param else sum(self.part)),
+            "persisted_weights": weight * sum(parameters[k].elements for k in self.whole),
+            "communication": weight * settings.reduce_bucket_size * settings.contiguous_gradients,
+        }
         if not settings.offload_optimizer:
-            resident += (settings.master_bytes + settings.state_bytes + settings.gradient_bytes) * trained
-        self.resident = resident
+            self.parts["master_weights"] = settings.master_bytes * trained
+            self.parts["optimizer_state"] = settings.state_bytes * trained
+            self.parts["gradients"] = settings.gradient_bytes * trained
+        self.resident = sum(self.parts.values())
 
     def step(self, moments: Sequence[Moment], meter: Meter) -> None:
         """One steady optimizer step."""

@@ -30,12 +30,13 @@ class ReplicatedRank:
         # A parameter that is only partly the rank's is copied whole.
         self.mine_bytes = settings.weight_bytes * sum(parameters[k].elements for k in self.mine)
         frozen = sum(p.elements for p in parameters if not p.trainable)
-        weights = settings.weight_bytes * (self.partition * settings.ranks + frozen)
-        if settings.offload_optimizer:
-            largest = max(parameters[k].elements for k in trained)
-            self.resident = weights + settings.weight_bytes * largest  # temp_grad_buffer_for_gpu_offload
+        self.parts = {"weights": settings.weight_bytes * (self.partition * settings.ranks + frozen)}
+        if settings.offload_optimizer:  # temp_grad_buffer_for_gpu_offload
+            self.parts["communication"] = settings.weight_bytes * max(parameters[k].elements for k in trained)
         else:
-            self.resident = weights + (settings.master_bytes + settings.state_bytes) * self.partition
+            self.parts["master_weights"] = settings.master_bytes * self.partition
+            self.parts["optimizer_state"] = settings.state_bytes * self.partition
+        self.resident = sum(self.parts.values())
 
     def step(self, moments: Sequence[Moment], meter: Meter) -> None:
         """One steady optimizer step."""

@@ -18,6 +18,7 @@ from autofit.predict.zero import (
     llamafactory_settings,
     predict_zero,
     resident_bytes,
+    with_activations,
 )
 
 GIB = 2**30
@@ -116,6 +117,28 @@ def test_offload_takes_optimizer_and_gradients_off_the_device():
     moved = ZeroSettings(stage=2, ranks=2, offload_optimizer=True)
     assert resident_bytes(kept, parameters) - resident_bytes(moved, parameters) == 12 * 2000 - 2 * 3000
     assert predict_zero(moved, parameters, []).step_peak_bytes == resident_bytes(moved, parameters)
+
+
+def test_the_parts_are_the_whole():
+    parameters = [Parameter(1000, True, 0), Parameter(3001, True, 1), Parameter(500, False, 2)]
+    for stage in (1, 2, 3):
+        for offload in (False, True):
+            terms = predict_zero(
+                ZeroSettings(stage=stage, ranks=3, offload_optimizer=offload, reduce_bucket_size=7), parameters, []
+            )
+            assert sum(terms.resident_parts.values()) == terms.resident_bytes
+            assert ("optimizer_state" in terms.resident_parts) is not offload
+
+
+def test_known_peaks_of_activations_are_added_and_never_too_low():
+    parameters = one(1000, 1000)
+    base = ZeroSettings(stage=2, ranks=2, overlap_comm=False, reduce_bucket_size=1000)
+    moments = [Moment("forward", 0, 700, 600), Moment("grad", 1, 9000, 100), Moment("grad", 0, 4000, 0)]
+    exact = predict_zero(base, parameters, moments)
+    added = with_activations(predict_zero(base, parameters, []), forward_bytes=700, backward_bytes=9000)
+    assert added.forward_peak_bytes == exact.forward_peak_bytes
+    assert added.backward_peak_bytes >= exact.backward_peak_bytes
+    assert added.resident_bytes == exact.resident_bytes
 
 
 def test_llamafactory_settings():
