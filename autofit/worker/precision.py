@@ -33,6 +33,9 @@ def dtypes(trial: dict[str, Any]) -> Dtypes:
     if precision == "fp32":
         return Dtypes(torch.float32, torch.float32, None, None, "fp32 throughout")
     half = torch.bfloat16 if precision == "bf16" else torch.float16
+    if trial["pure_bf16"] and zero_stage:
+        # DeepSpeed is not told of bf16 then, and its ZeRO optimizer keeps an fp32 copy of what it updates all the same.
+        return Dtypes(half, half, None, None, f"{precision} weights, ZeRO's fp32 masters (pure_bf16 does not remove them)")
     if trial["pure_bf16"]:
         return Dtypes(half, half, None, None, f"pure {precision}: weights, gradients and moments, no fp32 masters")
     if zero_stage:

@@ -113,7 +113,7 @@ def _rank_environment(order: Order, rank: int) -> dict[str, str]:
     }
     if order.device == "cpu":
         # Ranks that each start a thread a core fight for the cores: a step then takes up to 20 times longer.
-        defaults = {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}
+        defaults = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "GLOO_SOCKET_IFNAME": "lo", **CPU_MALLOC}
         return {**_absent(defaults), **chosen, **_CPU_ENVIRONMENT}
     defaults = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(threads)}
     if order.num_ranks > 1:
@@ -125,14 +125,12 @@ def _rank_environment(order: Order, rank: int) -> dict[str, str]:
 _CPU_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "DS_ACCELERATOR": "cpu",
-    # Importing one of DeepSpeed's optimizers compiles a function, which loads all of Inductor: seconds, and 40 MiB. Nothing that
-    # runs here is compiled.
+    # Importing one of DeepSpeed's optimizers compiles a function, which loads all of Inductor: seconds, and 40 MiB. Nothing
+    # that runs here is compiled.
     "TORCHDYNAMO_DISABLE": "1",
-    # Freed memory goes back to the kernel at once, so that resident and data size follow the tensors (see meter.CpuMeter).
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "131072",
-    "MALLOC_TRIM_THRESHOLD_": "131072",
 }
+CPU_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Freed memory goes back to the kernel at once, so that resident and data size follow the tensors; see `meter_cpu`."""
 
 
 def _absent(defaults: dict[str, str]) -> dict[str, str]:

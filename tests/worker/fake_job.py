@@ -1,0 +1,47 @@
+"""A supervisor whose ranks train nothing: `fake_job.py SPEC` supervises, `fake_job.py rank SPEC` is one rank.
+
+All but the engine is the real thing; the standard library suffices. The engine makes STEPS steps of 20 ms, or does what
+FAKE_ENGINE says of its rank: `oom:1` (an OOM whose peer then loses its connection), `abort:0` (dies in C++, with last words).
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from autofit.worker import faults, rank
+from autofit.worker.heartbeat import Heartbeat
+from autofit.worker.order import Order, read_order
+from autofit.worker.report import RankReport
+from autofit.worker.supervisor import supervise
+
+
+def engine(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
+    heartbeat.beat("load")
+    fate, _, who = os.environ.get("FAKE_ENGINE", "").partition(":")
+    for step in range(order.total_steps):
+        heartbeat.beat("forward", step)
+        faults.strike(report.rank, step, order.folder)
+        time.sleep(0.02)
+        if fate == "oom" and step == 1:
+            if int(who) == report.rank:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
+            time.sleep(0.2)
+            raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
+        if fate == "abort" and int(who) == report.rank:
+            sys.stderr.write("terminate called after throwing an instance of 'std::bad_alloc'\n")
+            sys.stderr.flush()
+            os.abort()
+        report.step_seconds.append(0.02 * (1 + report.rank))
+        report.losses.append(2.0 + report.rank)
+    report.phase_peak_bytes = {"forward": 100 + report.rank, "backward": 90}
+    report.peak_device_bytes = 100 + report.rank
+    report.padded_tokens_per_sample = report.real_tokens_per_sample = 128
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "rank":
+        rank.ENGINES["transformers"] = lambda: engine
+        sys.exit(rank.run_rank(read_order(Path(sys.argv[2]))))
+    path = sys.argv[1]
+    sys.exit(supervise(read_order(Path(path)), lambda _rank: [sys.executable, __file__, "rank", path]))

@@ -1,0 +1,42 @@
+"""The heartbeat is throttled but never misses the way into or out of a long phase."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autofit.worker import heartbeat
+from autofit.worker.heartbeat import Heartbeat, heartbeat_path
+
+
+def content(folder: Path) -> dict[str, object]:
+    read: dict[str, object] = json.loads(heartbeat_path(folder, 0).read_text())
+    return read
+
+
+def test_throttled_between_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now)
+    beats = Heartbeat(tmp_path, 0)
+    beats.beat("forward", 0)
+    first = content(tmp_path)
+    beats.beat("backward")
+    assert content(tmp_path) == first
+    now += heartbeat.INTERVAL_SECONDS
+    beats.beat("forward", 1)
+    later = content(tmp_path)
+    assert (later["progress"], later["step"], later["phase"]) == (3, 1, "forward")
+
+
+def test_long_phases_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: 100.0)
+    beats = Heartbeat(tmp_path, 0)
+    beats.beat()
+    beats.beat("load")
+    assert content(tmp_path)["phase"] == "load"
+    beats.beat("forward", 0)
+    assert content(tmp_path)["phase"] == "forward"
+
+
+def test_a_lost_folder_does_not_end_the_training(tmp_path: Path) -> None:
+    Heartbeat(tmp_path / "gone", 0).beat("forward", 0)
