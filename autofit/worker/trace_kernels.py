@@ -20,7 +20,7 @@ Scratch that dispatch cannot see (sources: aten/src/ATen/native/transformers/cud
 native/cuda/IndexKernel.cpp, Embedding.cu; torch 2.13):
   flash backward    softmax_d 4*B*H*Sr, dq_accum 4*B*H*Sr*Dr, with grouped queries dk and dv expanded to all heads
   masked_scatter    int64 prefix sum and a contiguous copy of the mask: 8 + 1 bytes an element
-  embedding backward, above 3072 indices: sorted and original indices, int64
+  embedding backward sorted and original indices, int64 (from 3072 indices on; always counted, so that events do not change)
   cuBLAS            two workspaces of 8.125 MiB, main and autograd thread, from the first product on (32 MiB on Hopper)
 Not visible, not modelled: cuDNN's conv3d workspace, sorts in index backward, the memory-efficient kernel's fp32 accumulators.
 """
@@ -54,7 +54,7 @@ def scratch_of(target: str) -> dict[str, Scratch]:
     return {
         "_scaled_dot_product_flash_attention_backward": _flash_backward_scratch,
         "masked_scatter": lambda args, out: [8 * args[0].numel(), args[0].numel()],
-        "embedding_dense_backward": lambda args, out: [8 * args[1].numel()] * 4 if args[1].numel() > 3072 else [],
+        "embedding_dense_backward": lambda args, out: [8 * args[1].numel()] * 4,
     }
 
 

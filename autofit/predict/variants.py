@@ -1,0 +1,147 @@
+"""Structural variants: which specs share a trace, which shapes calibrate it, and where it is cached on disk."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autofit.config.model import Model
+from autofit.config.trial import TrialSpec
+from autofit.errors import AutofitError
+from autofit.predict.symbolic import FORMAT, SymbolicTrace, read_document
+
+_WORKER = Path(__file__).resolve().parents[1] / "worker" / "__main__.py"
+_TIMEOUT_SECONDS = 1800
+_MANY = ((2, 640, (64, 64)), (3, 512, (64, 256, 64)), (4, 384, (64,) * 4), (2, 1024, (256, 256)), (5, 896, (64, 144, 64, 64, 64)))
+_ONE = ((1, 512, (144,)), (1, 1024, (64,)), (1, 768, (400,)))
+"""(samples, tokens of each, image tokens of each): tokens in multiples of 64, images in whole windows of 8 x 8 patches."""
+
+
+def structure(spec: TrialSpec, model: Model) -> dict[str, Any]:
+    """The knobs of a spec that change the events of a step; specs with equal structures share a trace."""
+    knobs = spec.model_dump(
+        mode="json",
+        exclude={"model", "micro_batch_size", "cutoff_len", "num_gpus", "images", "offload_optimizer", "offload_param"},
+    )
+    knobs["gradient_accumulation_steps"] = min(2, spec.gradient_accumulation_steps)
+    knobs["zero_stage"] = int(spec.zero_stage > 0)
+    knobs["images"] = bool(model.is_vision_language and spec.images.per_sample)
+    if spec.zero_stage:
+        knobs["optimizer"] = "adamw_torch"  # DeepSpeed's own step is not traced
+    if knobs["attention"] == "auto":
+        knobs["attention"] = "sdpa"  # what transformers chooses by itself, and LLaMA-Factory leaves to it
+    if spec.method != "lora":
+        del knobs["lora"]
+    return knobs
+
+
+def variant_key(spec: TrialSpec, model: Model, versions: Mapping[str, str], target: str = "cuda") -> str:
+    """Digest of model, structure, library versions and trace format: the name of the cache file."""
+    parts = {
+        "config": model.config,
+        "id": model.id if model.config is None else None,
+        "structure": structure(spec, model),
+        "versions": dict(versions),
+        "target": target,
+        "format": FORMAT,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def sliding_window(model: Model) -> int | None:
+    """Tokens beyond which a sliding window needs a mask of its own; None where the config has none in use."""
+    config = model.config or {}
+    text = config.get("text_config") or config
+    window = text.get("sliding_window")
+    if not window or text.get("use_sliding_window") is False:
+        return None
+    return int(window)
+
+
+def calibration_shapes(model: Model, images: bool) -> list[dict[str, Any]]:
+    """The shapes that determine every polynomial of a variant, in all its regimes."""
+    window = sliding_window(model)
+    shapes = _shapes(0, "", images, limit=window)
+    if window is not None:
+        shapes += _shapes(-(-window // 64) * 64, "+window", images, limit=None)
+    return shapes
+
+
+def request(spec: TrialSpec, model: Model, target: str = "cuda") -> dict[str, Any]:
+    """What `autofit.worker trace` reads to calibrate the variant of `spec`."""
+    trial = spec.model_dump(mode="json") | {"num_gpus": 1}
+    if spec.images.per_sample == 0 or not model.is_vision_language:
+        images = False
+    else:
+        images = True
+    return {
+        "trial": trial,
+        "model": model.model_dump(mode="json"),
+        "trace": {"target": target, "shapes": calibration_shapes(model, images)},
+    }
+
+
+def symbolic_trace(
+    spec: TrialSpec, model: Model, versions: Mapping[str, str], cache: Path, python: str = sys.executable, target: str = "cuda"
+) -> SymbolicTrace:
+    """The symbolic trace of a spec's variant, from the cache or made by the training environment.
+
+    Args:
+        versions: of the training environment's torch, transformers and peft; part of the cache key.
+        cache: folder, made if missing.
+        python: interpreter of the training environment.
+
+    Raises:
+        AutofitError: the worker could not trace it; its own line says why.
+    """
+    file = cache / f"{variant_key(spec, model, versions, target)}.npz"
+    if file.is_file():
+        try:
+            return SymbolicTrace.load(file)
+        except AutofitError:
+            file.unlink()  # torn or of an older format: make it again
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="autofit-trace-") as folder:
+        order, answer = Path(folder) / "spec.json", Path(folder) / "trace.json.gz"
+        order.write_text(json.dumps(request(spec, model, target)), encoding="utf-8")
+        _run([python, str(_WORKER), "trace", str(order), "-o", str(answer)])
+        document = read_document(answer)
+    trace = SymbolicTrace.from_document(document, sliding_window(model))
+    trace.save(file)
+    return trace
+
+
+def _run(command: list[str]) -> None:
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=environment, check=False)
+    except OSError as error:
+        raise AutofitError(f"the training environment's interpreter {command[0]} cannot be started: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise AutofitError(f"tracing took more than {_TIMEOUT_SECONDS} s; trace a smaller model") from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        said = lines[-1].removeprefix("autofit.worker: ") if lines else f"exit status {done.returncode}"
+        raise AutofitError(f"cannot be traced: {said}")
+
+
+def _shapes(beyond: int, suffix: str, images: bool, limit: int | None) -> list[dict[str, Any]]:
+    result = []
+    for batch, length, tokens in (*_MANY, *_ONE):
+        grids = [_grid(count) for count in tokens] if images else []
+        shape = {"micro_batch_size": batch, "cutoff_len": beyond + length, "grids": grids}
+        if limit is not None and length >= limit:
+            shape["cutoff_len"] = max(8, length * (limit - 1) // 1024)  # a tiny window: keep the ratios
+        result.append(shape | {"regime": ("one" if batch == 1 else "many") + suffix})
+    return result
+
+
+def _grid(tokens: int) -> list[int]:
+    """A square image of that many tokens, with 2 x 2 patches a token."""
+    side = 2 * round(tokens**0.5)
+    return [1, side, side]
