@@ -15,7 +15,7 @@ from autofit.config.hardware import Hardware
 from autofit.config.model import Model, ModelRef, resolve_model
 from autofit.config.record import StudyRecord
 from autofit.config.space import DatasetRef, LegalSpace, SearchSpace, enumerate_space
-from autofit.errors import UsageError
+from autofit.errors import LaunchError, UsageError
 from autofit.launch import gpus
 from autofit.launch.environment import probe
 from autofit.store.store import Store
@@ -60,7 +60,7 @@ def plan_study(request: SearchRequest) -> Plan:
 
     Raises:
         UsageError: a space, model, device or budget that cannot be.
-        LaunchError: an interpreter that cannot run the trials.
+        LaunchError: no GPU is visible, or the interpreter cannot run the trials.
     """
     space = _space(request)
     model = resolve_model(space.model)
@@ -173,7 +173,7 @@ def _device(wanted: Literal["auto", "cuda", "cpu"], model: Model) -> Literal["cu
     if wanted == "auto":
         if gpus.cuda_devices():
             return "cuda"
-        raise UsageError(
+        raise LaunchError(
             f"no CUDA GPU is visible, so {model.label} cannot be tried here; run this on the GPU machine (`autofit doctor` says"
             " what it sees), or watch a search on the CPU: autofit search --space tiny_qwen2_5_vl --device cpu --gpu-mem 400MB"
         )

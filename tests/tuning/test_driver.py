@@ -231,7 +231,7 @@ def test_what_cannot_be_is_said_before_anything_runs(
     request_for: Callable[..., SearchRequest], fields: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("autofit.launch.gpus.cuda_devices", list)
-    with pytest.raises(UsageError, match=words) as caught:
+    with pytest.raises(AutofitError, match=words) as caught:
         plan_study(request_for(**fields))
     assert "\n" not in str(caught.value)
 
