@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -86,6 +87,35 @@ def test_commits_are_synchronous_and_readers_do_not_block(tmp_path: Path) -> Non
     with Store.open(str(tmp_path / "autofit.db")) as store, store._transaction() as connection:
         pragmas = ("journal_mode", "synchronous", "foreign_keys")
         assert [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in pragmas] == ["wal", 2, 1]
+
+
+def test_two_writers_take_turns_and_one_of_them_wins(tmp_path: Path) -> None:
+    """Each trial is started and finished by exactly one; the other is told so, and not that the database is locked."""
+    url, rounds, refusals = str(tmp_path / "autofit.db"), 25, []
+    with Store.open(url) as store:
+        store.create_study(study_record())
+    barrier = threading.Barrier(2)
+
+    def write() -> None:
+        with Store.open(url) as store:
+            for number in range(rounds):
+                barrier.wait()
+                for action in (
+                    lambda: store.start_trial(trial_record(number)),  # noqa: B023 - called at once
+                    lambda: store.finish_trial("first", number, NOON, completed()),  # noqa: B023
+                ):
+                    try:
+                        action()
+                    except StoreError as error:
+                        refusals.append(str(error))
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refusals) == 2 * rounds
+    assert [refusal for refusal in refusals if "already" not in refusal] == []
 
 
 def test_a_vanished_database_is_one_line(tmp_path: Path) -> None:
