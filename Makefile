@@ -51,5 +51,11 @@ demo: setup
 	    --device cpu --gpu-mem 200MB --trials 14 --study demo --runs $(DEMO)/runs
 	$(AUTOFIT_DEMO) export --study demo --launcher llamafactory -o $(DEMO)/best
 
+# figures that tests do not assert: start-up and queries over 100,000 trials, and what measuring costs a trial
+bench: setup
+	$(BIN)/python benchmarks/startup.py
+	test -e $(DEMO)/autofit.db || $(MAKE) demo
+	$(BIN)/python benchmarks/trial_fidelity.py
+
 clean:
 	rm -rf $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
