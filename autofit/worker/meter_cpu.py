@@ -4,11 +4,11 @@ Peak: `VmHWM`, reset through `/proc/self/clear_refs`, minus `VmRSS` at the basel
 baseline + budget, so that the allocation that oversteps it really fails. The two differ: `VmData` counts what is mapped, not
 what is touched (8 MiB for each new thread's stack, buffers not yet written), and leaves out files' pages, which `VmHWM` counts.
 
-So the supervisor has malloc give memory back at once (`supervisor.CPU_MALLOC`) and the engine loads libraries, kernels and helper
-threads before the baseline. Measured on one trial of the tiny Qwen2.5-VL (1 rank, ZeRO-0, micro-batch 8, 8 steps, twice): each
-step's peak after the first lay within 400.0-400.5 MiB, against 482-504 MiB and rising under malloc's defaults; growth of
-`VmData` was within 1.5 MiB of that of resident anonymous memory. The price is page faults: half as much CPU time again in such a
-step. A plain run that is to be compared in speed needs the same environment.
+So the supervisor has malloc give memory back at once (`supervisor.CPU_MALLOC`) and the engine loads libraries, kernels and
+helper threads before the baseline. Measured on a trial of the tiny Qwen2.5-VL (1 rank, ZeRO-0, micro-batch 8, 8 steps, twice):
+each step's peak after the first lay within 400.0-400.5 MiB, against 482-504 MiB and rising under malloc's defaults; growth of
+`VmData` was within 1.5 MiB of that of resident anonymous memory. The price is page faults: half as much CPU time again in such
+a step. A plain run that is to be compared in speed needs the same environment.
 """
 
 import ctypes

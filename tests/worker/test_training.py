@@ -1,0 +1,100 @@
+"""Trials that really train, each in processes of its own."""
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worker_orders import read_result, run_worker, write_spec
+
+from autofit.config.result import TrialResult
+from autofit.resources import worker_entry
+
+pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.train
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Runs a trial once for all tests that ask for the same one."""
+
+    @cache
+    def run(**knobs: Any) -> TrialResult:
+        spec = write_spec(tmp_path_factory.mktemp("trial"), **knobs)
+        done = run_worker(spec)
+        result = read_result(spec)
+        assert (done.returncode == 0) == (result.outcome == "COMPLETED"), done.stderr[-2000:]
+        return result
+
+    return run
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_zero_stages_train_alike(trial: Any, zero_stage: int) -> None:
+    reference, result = trial(zero_stage=0), trial(zero_stage=zero_stage)
+    assert result.outcome == "COMPLETED", result.message
+    assert result.losses == pytest.approx(reference.losses, abs=1e-5)
+    assert result.losses[-1] != result.losses[0]
+    assert len(result.losses) == 3
+    assert result.timed_steps == 2
+    assert result.trainable_parameters < result.total_parameters == 6_455_168
+    assert [len(rank.step_peak_bytes) for rank in result.ranks] == [3, 3]
+    assert set(result.ranks[1].phase_peak_bytes) == {"load", "forward", "backward", "optimizer_step"}
+    weights = 4 * result.total_parameters
+    assert weights / (2 if zero_stage == 3 else 1) < result.peak_device_bytes < 20 * weights
+
+
+def test_micro_batches_of_text_add_up_to_the_same_step(trial: Any) -> None:
+    whole = trial(preset="tiny-llama", num_gpus=1, micro_batch_size=4)
+    split = trial(preset="tiny-llama", num_gpus=1, micro_batch_size=2, gradient_accumulation_steps=2)
+    assert split.losses == pytest.approx(whole.losses, abs=1e-5)
+    assert split.peak_device_bytes < whole.peak_device_bytes
+
+
+def test_lora_and_projector_only(trial: Any) -> None:
+    lora = trial(zero_stage=2, method="lora")
+    projector = trial(zero_stage=0, freeze_multi_modal_projector=False, freeze_language_model=True)
+    for result in (lora, projector):
+        assert result.outcome == "COMPLETED", result.message
+        assert result.trainable_parameters < 0.1 * result.total_parameters
+        assert result.losses[-1] != result.losses[0]
+
+
+def test_an_oom_is_real_and_names_its_phase(trial: Any) -> None:
+    roomy = trial(preset="tiny-llama", num_gpus=1, micro_batch_size=4, gradient_checkpointing=False)
+    budget = roomy.peak_device_bytes - 16 * MIB
+    tight = trial(preset="tiny-llama", num_gpus=1, micro_batch_size=4, gradient_checkpointing=False, budget=budget)
+    assert (tight.outcome, tight.memory_limit, tight.failed_rank) == ("OOM", "RLIMIT_DATA", 0)
+    assert tight.phase in {"forward", "backward", "optimizer_step"}
+    assert tight.requested_bytes > 0
+    assert tight.peak_device_bytes < roomy.peak_device_bytes
+
+
+def test_a_trial_fits_a_budget_just_above_its_peak(trial: Any) -> None:
+    roomy = trial(preset="tiny-llama", num_gpus=1, micro_batch_size=4, gradient_checkpointing=False)
+    budget = roomy.peak_device_bytes + 8 * MIB
+    fits = trial(preset="tiny-llama", num_gpus=1, micro_batch_size=4, gradient_checkpointing=False, budget=budget)
+    assert fits.outcome == "COMPLETED", fits.message
+    assert fits.peak_device_bytes <= budget
+
+
+def test_a_death_during_training_is_told(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, preset="tiny-llama")
+    assert run_worker(spec, fault="die:1:1").returncode == 1
+    result = read_result(spec)
+    assert (result.outcome, result.failed_rank, result.error_type) == ("CRASHED", 1, "SIGKILL")
+
+
+def test_under_torchrun_the_last_rank_merges(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, preset="tiny-llama", zero_stage=0)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [*torchrun, str(worker_entry()), "run", str(spec)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    subprocess.run(command, env=env, capture_output=True, timeout=600, check=True)
+    result = read_result(spec)
+    assert result.outcome == "COMPLETED"
+    assert [rank.rank for rank in result.ranks] == [0, 1]
