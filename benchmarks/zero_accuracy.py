@@ -516,10 +516,8 @@ def main() -> None:
         worker(names, arguments.out)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        # A pair of processes for each case: what one leaves behind must not count for the next.
-        rows = [worst_of_ranks(tuple(found[0] for found in launch([name], Path(scratch)))) for name in names]
+        rows = [worst_of_ranks(pair) for pair in zip(*launch(names, Path(scratch)), strict=True)]
     for row in rows:
-        print(row["measured"], row["predicted"])
         print(f"{row['case']['name']:22}", {k: f"{100 * v:+.2f} %" for k, v in row["error"].items()})
     if not arguments.no_write:
         STORED.parent.mkdir(exist_ok=True)

@@ -100,6 +100,27 @@ def test_stage_3_keeps_what_is_used_again_soon():
     assert predict_zero(near, parameters, []).forward_peak_bytes - resident == 2000
 
 
+def test_stage_3_keeps_what_a_prefetch_has_passed_over():
+    # reuse is forbidden, but the first prefetch sees that the weights are here and counts on them for the backward
+    parameters = one(*[1000] * 6)
+    base = {"stage": 3, "ranks": 2, "param_persistence_threshold": 0, "reduce_bucket_size": 1, "max_reuse_distance": 0}
+    near = ZeroSettings(**base, prefetch_bucket_size=0)
+    far = ZeroSettings(**base, prefetch_bucket_size=100_000)
+    resident = resident_bytes(near, parameters)
+    assert predict_zero(near, parameters, []).forward_peak_bytes - resident == 2000
+    # all six are whole; five came through one flat buffer that lives until the last of them is used
+    assert predict_zero(far, parameters, []).forward_peak_bytes - resident == 6 * 2000 + 5 * 2000
+
+
+def test_the_norm_of_a_gradient_is_taken_on_a_copy_in_fp64():
+    clipped = ZeroSettings(stage=2, ranks=1, overlap_comm=False, reduce_bucket_size=1000)
+    free = ZeroSettings(stage=2, ranks=1, overlap_comm=False, reduce_bucket_size=1000, gradient_clipping=False)
+    parameters = one(1000)
+    resident = resident_bytes(clipped, parameters)
+    assert predict_zero(clipped, parameters, []).step_peak_bytes - resident == 2000 + 8000
+    assert predict_zero(free, parameters, []).step_peak_bytes - resident == 2000 + 2000 + 4000
+
+
 def test_activations_and_gradients_add_where_they_meet():
     parameters = one(1000, 1000)
     base = ZeroSettings(stage=2, ranks=2, overlap_comm=False, reduce_bucket_size=1000)
