@@ -37,6 +37,18 @@ def _search() -> Implementation:
     return search
 
 
+def _predict() -> Implementation:
+    from autofit.cli.predict import predict
+
+    return predict
+
+
+def _explain() -> Implementation:
+    from autofit.cli.predict import explain
+
+    return explain
+
+
 def _trials() -> Implementation:
     from autofit.cli.query import trials
 
@@ -81,6 +93,8 @@ def _doctor() -> Implementation:
 
 COMMANDS: dict[str, Command] = {
     "search": Command("Find the fastest configuration that fits, by running trials.", _search),
+    "predict": Command("Predict memory and time without running anything.", _predict),
+    "explain": Command("Explain a configuration's memory, and what makes it fit.", _explain),
     "trials": Command("List trials; filter and sort them.", _trials),
     "show": Command("Show one trial whole: spec, result, end of its log.", _show),
     "studies": Command("List the studies, with their best.", _studies),

@@ -1,0 +1,36 @@
+"""What is said of a configuration without running it. Bytes and seconds; every figure here is predicted, never measured."""
+
+from autofit.config.base import Frozen
+
+
+class Prediction(Frozen):
+    """One spec's memory and time, each with its interval."""
+
+    peak_allocated_bytes: int
+    """Tensors at the peak, worst rank (`max_memory_allocated`)."""
+    peak_allocated_bytes_low: int
+    peak_allocated_bytes_high: int
+    peak_reserved_bytes: int
+    """The caching allocator's segments (`max_memory_reserved`)."""
+    peak_reserved_bytes_low: int
+    peak_reserved_bytes_high: int
+    peak_device_bytes: int
+    """What the device loses: reserved + context + communication."""
+    peak_device_bytes_low: int
+    peak_device_bytes_high: int
+    step_time_seconds: float
+    samples_per_second: float
+    tokens_per_second: float
+    fits: bool | None
+    """Whether `peak_device_bytes_high` is within the budget; None without a budget."""
+    terms: dict[str, int]
+    """Name -> bytes at the peak; they add up to `peak_device_bytes`."""
+    phase: str
+    """Where the peak is: forward, backward, optimizer_step, ..."""
+    precision_mode: str
+    device_model: str
+    """The device whose rates the time rests on."""
+    assumptions: list[str]
+    """What was assumed and not measured, in words."""
+    not_modelled: list[str]
+    versions: dict[str, str]

@@ -1,0 +1,202 @@
+"""Spec -> Prediction: the symbolic trace of its variant, ZeRO or DDP on top, allocator, device overheads, roofline.
+
+    allocated = one-rank trace at (micro-batch, length, patches), or the ZeRO replay over its moments on N ranks
+    reserved  = the trace's events replayed through the caching allocator; with ZeRO, whose events are not traced, allocated and
+                an assumed share of fragmentation
+    device    = reserved + CUDA context (+ NCCL on several ranks)
+    time      = roofline of the trace's operations + collectives
+
+The first question about a variant traces it in the training environment (seconds); later ones, other shapes included, are
+answered from the cache in milliseconds.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from autofit.config.legality import refusal
+from autofit.config.model import Model
+from autofit.config.prediction import Prediction
+from autofit.config.trial import TrialSpec
+from autofit.errors import AutofitError, UsageError
+from autofit.predict.allocator import Events, replay
+from autofit.predict.calibrate import Calibration, calibrate
+from autofit.predict.devices import DeviceModel, for_memory
+from autofit.predict.roofline import Constants, Job, step_time
+from autofit.predict.symbolic import Peak, SymbolicTrace
+from autofit.predict.variants import symbolic_trace, variant_key
+from autofit.predict.zero import ddp_terms, llamafactory_settings, predict_zero
+
+CONTEXT_BYTES = 512 * 2**20
+"""A CUDA context with its loaded kernels; 0.4 to 0.6 GiB are seen, more on devices with more multiprocessors."""
+NCCL_BYTES = 512 * 2**20
+"""NCCL's channels on several ranks; 0.3 to 1 GiB are seen, by topology."""
+ZERO_FRAGMENTATION = 0.05
+"""Reserved over allocated where no events can be replayed; 3 to 17 % are seen."""
+MAX_ASPECT_RATIO = 4.0
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/autofit/traces`, or the same under `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autofit" / "traces"
+
+
+@dataclass
+class Predictor:
+    """Predicts specs of any model; keeps the traces it has used in memory."""
+
+    python: str
+    """Interpreter of the training environment."""
+    versions: Mapping[str, str]
+    """Of its training stack; they are part of a trace's identity."""
+    cache: Path = field(default_factory=default_cache)
+    device: DeviceModel | None = None
+    """None: the fastest card whose label is at least the budget (80 GB without a budget)."""
+    constants: Constants = field(default_factory=Constants)
+    calibrations: Mapping[str, Calibration] = field(
+        default_factory=lambda: {name: calibrate([], name) for name in ("allocated", "reserved", "device")}
+    )
+    _traces: dict[str, SymbolicTrace] = field(default_factory=dict, init=False, repr=False)
+
+    def predict(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None = None) -> Prediction:
+        """The prediction for a canonical spec.
+
+        Args:
+            gpu_mem_bytes: memory that a rank may use; decides `fits`.
+
+        Raises:
+            AutofitError: the configuration cannot train, or cannot be modelled; says why.
+        """
+        if model.config is None:
+            raise UsageError(f"{model.label} is known by its hub id only; give a folder with config.json, or a preset")
+        if reason := refusal(spec, model):
+            raise AutofitError(f"cannot train: {reason}")
+        trace = self._trace(spec, model)
+        patches = spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
+        peak = _allocated(spec, model, trace, patches)
+        reserved, notes = self._reserved(spec, trace, patches, peak)
+        overhead = {"cuda_context": CONTEXT_BYTES} | ({"communication_buffers": NCCL_BYTES} if spec.num_gpus > 1 else {})
+        device_bytes = reserved + sum(overhead.values())
+        terms = {**peak.terms, "fragmentation": reserved - peak.peak_bytes, **overhead}
+        seconds, device, assumed = self._time(spec, model, trace, patches, gpu_mem_bytes)
+        intervals = {
+            f"peak_{name}_bytes{suffix}": value
+            for name, raw in (("allocated", peak.peak_bytes), ("reserved", reserved), ("device", device_bytes))
+            for suffix, value in zip(("_low", "", "_high"), self.calibrations[name].interval(raw), strict=True)
+        }
+        return Prediction(
+            **intervals,
+            step_time_seconds=seconds,
+            samples_per_second=spec.global_batch_size / seconds,
+            tokens_per_second=spec.global_batch_size * spec.cutoff_len / seconds,
+            fits=None if gpu_mem_bytes is None else intervals["peak_device_bytes_high"] <= gpu_mem_bytes,
+            terms={name: value for name, value in terms.items() if value},
+            phase=peak.phase,
+            precision_mode=str(trace.metadata["precision_mode"]),
+            device_model=device.name,
+            assumptions=[*assumed, *notes],
+            not_modelled=_not_modelled(spec, trace),
+            versions=dict(trace.metadata["versions"]),
+        )
+
+    def _trace(self, spec: TrialSpec, model: Model) -> SymbolicTrace:
+        stack = {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}
+        key = variant_key(spec, model, stack)
+        if key not in self._traces:
+            self._traces[key] = symbolic_trace(spec, model, stack, self.cache, self.python)
+        return self._traces[key]
+
+    def _reserved(self, spec: TrialSpec, trace: SymbolicTrace, patches: int, peak: Peak) -> tuple[int, list[str]]:
+        context = f"CUDA context {CONTEXT_BYTES / 2**30:.1f} GiB" + (
+            f", NCCL {NCCL_BYTES / 2**30:.1f} GiB" if spec.num_gpus > 1 else ""
+        )
+        if spec.zero_stage:
+            share = f"reserved {ZERO_FRAGMENTATION:.0%} above allocated (ZeRO's own allocations are not replayed)"
+            return round(peak.peak_bytes * (1 + ZERO_FRAGMENTATION)), [context, share]
+        first, steady = trace.events(spec.micro_batch_size, spec.cutoff_len, patches)
+        both = Events(np.concatenate([first.ids, steady.ids]), np.concatenate([first.sizes, steady.sizes]))
+        replayed = replay(both, expandable=spec.num_gpus > 1)
+        extra = max(0, peak.peak_bytes - replayed.peak_allocated_bytes)  # DDP's buckets, further accumulated inputs
+        return replayed.peak_reserved_bytes + extra, [context]
+
+    def _time(
+        self, spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int, gpu_mem_bytes: int | None
+    ) -> tuple[float, DeviceModel, list[str]]:
+        device, assumed = self.device, list(self.constants.assumptions)
+        if device is None:
+            device = for_memory(gpu_mem_bytes or 80 * 2**30)
+            assumed.append(f"the device is a {device.name}")
+        images = max(1, spec.micro_batch_size * spec.images.per_sample)
+        micro, optimizer = trace.operations(spec.micro_batch_size, spec.cutoff_len, patches, images)
+        trainable = sum(p.elements * p.weight_bytes for p in trace.parameters if p.trainable)
+        frozen = sum(p.elements * p.weight_bytes for p in trace.parameters if not p.trainable)
+        job = Job(
+            micro_steps=spec.gradient_accumulation_steps,
+            ranks=spec.num_gpus,
+            zero_stage=spec.zero_stage,
+            trainable_bytes=trainable,
+            frozen_bytes=frozen,
+            gradient_bytes=trainable,
+            recomputes=spec.gradient_checkpointing,
+            fp32=spec.precision == "fp32",
+        )
+        return step_time(device, micro, optimizer, job, self.constants).seconds, device, assumed
+
+
+def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int) -> Peak:
+    """Allocated bytes at the peak of the worst rank, by term."""
+    shape = (spec.micro_batch_size, spec.cutoff_len, patches)
+    if spec.zero_stage == 0:
+        peak = trace.peak(*shape, spec.gradient_accumulation_steps)
+        if spec.num_gpus == 1:
+            return peak
+        width = max((p.weight_bytes for p in trace.parameters if p.trainable), default=2)
+        buckets = ddp_terms(trace.parameters, gradient_bytes=width, ranks=spec.num_gpus).buckets
+        return Peak(peak.peak_bytes + buckets, peak.phase, peak.step, {**peak.terms, "ddp_buckets": buckets})
+    config = model.config or {}
+    settings = llamafactory_settings(
+        spec.zero_stage,
+        spec.num_gpus,
+        int((config.get("text_config") or config)["hidden_size"]),
+        gradient_accumulation_steps=spec.gradient_accumulation_steps,
+        offload_optimizer=spec.offload_optimizer,
+        offload_param=spec.offload_param,
+    )
+    if spec.precision == "fp32":
+        settings = replace(settings, weight_bytes=4, gradient_bytes=4)
+    terms = predict_zero(settings, trace.parameters, trace.moments(*shape))
+    resident = dict(terms.resident_parts)
+    rest = terms.peak_bytes - sum(resident.values())
+    workspace = int(trace.metadata["cublas_workspace_bytes"]) * 2
+    parts = {**resident, "activations_and_gathers": rest, "workspace": workspace}
+    return Peak(terms.peak_bytes + workspace, terms.phase, 1, parts)
+
+
+def _patches(spec: TrialSpec, model: Model) -> int:
+    """Patches of the largest image: the grid with the most of them within `max_pixels`, sides whole tokens, at most 4 to 1.
+
+    The same rule as the worst batch of a trial (`worker/batches.py`), which a test holds equal.
+    """
+    if not model.is_vision_language or not spec.images.per_sample:
+        return 0
+    vision = (model.config or {})["vision_config"]
+    merge = int(vision.get("spatial_merge_size", 2))
+    side = int(vision.get("patch_size", 14)) * merge
+    cells = spec.images.max_pixels // side**2
+    best = 1
+    for rows in range(1, int(cells**0.5) + 1):
+        columns = min(cells // rows, int(rows * MAX_ASPECT_RATIO))
+        best = max(best, rows * columns)
+    return best * merge**2
+
+
+def _not_modelled(spec: TrialSpec, trace: SymbolicTrace) -> list[str]:
+    named = [str(item) for item in trace.metadata["not_modelled"]]
+    if spec.offload_optimizer or spec.offload_param:
+        named.append("the time of moving offloaded state to the host and back")
+    if spec.zero_stage:
+        named.append("the time of DeepSpeed's own optimizer kernels")
+    return named
