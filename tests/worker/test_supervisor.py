@@ -15,6 +15,7 @@ from worker_orders import read_result, write_spec
 
 from autofit.worker.files import read_json
 from autofit.worker.heartbeat import heartbeat_path
+from autofit.worker.report import read_report
 from autofit.worker.supervisor import DRIVER_PID
 
 FAKE_JOB = Path(__file__).with_name("fake_job.py")
@@ -153,8 +154,14 @@ def test_supervisor_dies_with_its_driver(tmp_path: Path) -> None:
 def test_leftovers_of_an_earlier_start_do_not_count(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
     assert run(spec) == 0
-    assert run(spec, AUTOFIT_FAULT="die:0:0") == 1
-    assert read_result(spec).outcome == "CRASHED"
+    assert read_report(tmp_path, 0, "another start") is None
+    for rank in range(2):
+        heartbeat_path(tmp_path, rank).unlink()  # or they would pass for signs of life of the second start
+    job = start(spec, AUTOFIT_FAULT="hang:0:1,hang:1:1")
+    wait_for(lambda: rank_pids(spec))
+    job.kill()
+    job.wait(DEADLINE)
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_torn_and_garbage_results_are_what_they_say(tmp_path: Path) -> None:
