@@ -17,14 +17,27 @@ FEATURES = ("1", "B", "S", "BS", "SS", "BSS", "P", "Q")
 """Q is the sum over images of their patches squared: what full attention inside images costs."""
 
 _SINGLE = ("1", "BS", "P", "B", "S", "BSS", "SS", "Q")
-_PAIRS = (("BS", "B"), ("BS", "1"), ("BS", "P"), ("P", "1"), ("B", "1"), ("S", "1"), ("BSS", "BS"), ("SS", "S"), ("P", "Q"), ("S", "P"))
+_PAIRS = (
+    ("BS", "B"),
+    ("BS", "1"),
+    ("BS", "P"),
+    ("P", "1"),
+    ("B", "1"),
+    ("S", "1"),
+    ("BSS", "BS"),
+    ("SS", "S"),
+    ("P", "Q"),
+    ("S", "P"),
+)
 _BATCH_OF_ONE = frozenset({"1", "BS", "BSS", "P", "Q"})
 """With B = 1 the others are the same numbers again."""
 
 
 def features(batch: npt.ArrayLike, length: npt.ArrayLike, patches: npt.ArrayLike, squares: npt.ArrayLike) -> Float64:
     """[n, len(FEATURES)] values at n shapes; the arguments broadcast."""
-    b, s, p, q = np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (batch, length, patches, squares)))
+    b, s, p, q = np.broadcast_arrays(
+        *(np.atleast_1d(np.asarray(x, dtype=np.float64)) for x in (batch, length, patches, squares))
+    )
     return np.stack([np.ones_like(b), b, s, b * s, s * s, b * s * s, p, q], axis=-1)
 
 
@@ -66,12 +79,12 @@ def fit(samples: Float64, values: Float64, tolerance: float = 0.5) -> Fit:
         columns = _independent(samples, [FEATURES.index(name) for name in allowed])
         scale = np.abs(samples[:, columns]).max(axis=0)
         solution = np.linalg.lstsq(samples[:, columns] / scale, values[:, open_columns], rcond=None)[0] / scale[:, None]
-        coefficients[np.ix_(open_columns, columns)] = solution.T
+        coefficients[np.flatnonzero(open_columns)[:, None], columns] = solution.T
         residual = float(np.abs(samples @ coefficients[open_columns].T - values[:, open_columns]).max())
     return Fit(coefficients, left, residual)
 
 
-def _try(
+def _try(  # noqa: PLR0917 - one step of `fit`, on its variables
     candidate: Sequence[str],
     samples: Float64,
     values: Float64,
@@ -93,7 +106,7 @@ def _try(
         met &= np.all(found >= 0, axis=0)
     chosen = where[met]
     exact = np.round(found[:, met] * 64) / 64  # true ones are small fractions at most (a token is four patches)
-    coefficients[np.ix_(chosen, columns)] = np.where(np.abs(exact - found[:, met]) < 1e-6, exact, found[:, met]).T
+    coefficients[chosen[:, None], columns] = np.where(np.abs(exact - found[:, met]) < 1e-6, exact, found[:, met]).T
     open_columns[chosen] = False
 
 

@@ -9,6 +9,7 @@ larger ones, and for a sliding window sequences on either side of it.
 
 import gzip
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ class SymbolicTrace:
             AutofitError: another format.
         """
         if document.get("format") != FORMAT:
-            raise AutofitError(f"trace of format {document.get('format')!r}, this autofit reads {FORMAT}; trace the model again")
+            raise AutofitError(
+                f"trace of format {document.get('format')!r}, this autofit reads {FORMAT}; trace the model again"
+            )
         categories, phases = tuple(document["categories"]), tuple(document["phases"])
         regimes = {group["regime"]: _fit_regime(group, len(categories), phases) for group in document["groups"]}
         parameters = [Parameter(**value) for value in document.get("parameters", [])]
@@ -178,7 +181,8 @@ class SymbolicTrace:
 
     def save(self, path: Path) -> None:
         """Writes one compressed file, under a temporary name first."""
-        arrays, plain = {}, {}
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        plain: dict[str, dict[str, Any]] = {}
         for name, regime in self.regimes.items():
             fields = dict(vars(regime))
             arrays |= {f"{name}/{key}": value for key, value in fields.items() if isinstance(value, np.ndarray)}
@@ -194,7 +198,9 @@ class SymbolicTrace:
         }
         temporary = path.with_name(path.name + ".part")
         with temporary.open("wb") as file:
-            np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)
+            np.savez_compressed(
+                file, allow_pickle=False, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays
+            )
         temporary.replace(path)
 
     @classmethod
@@ -208,12 +214,14 @@ class SymbolicTrace:
             with np.load(path, allow_pickle=False) as content:
                 header = json.loads(content["header"].tobytes())
                 arrays = {key: content[key] for key in content.files if key != "header"}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise AutofitError(f"{path}: is no symbolic trace ({error}); delete it, it will be made again") from error
         if header.get("format") != FORMAT:
             raise AutofitError(f"{path}: symbolic trace of format {header.get('format')!r}; delete it, it will be made again")
         regimes = {
-            name: Regime(**plain, **{key.split("/", 1)[1]: value for key, value in arrays.items() if key.split("/", 1)[0] == name})
+            name: Regime(
+                **plain, **{key.split("/", 1)[1]: value for key, value in arrays.items() if key.split("/", 1)[0] == name}
+            )
             for name, plain in header["regimes"].items()
         }
         parameters = [Parameter(**value) for value in header["parameters"]]
@@ -232,7 +240,9 @@ class SymbolicTrace:
     def _regime(self, name: str) -> Regime:
         regime = self.regimes.get(name)
         if regime is None:
-            raise AutofitError(f"this trace has no shapes of regime '{name}' (it has {', '.join(self.regimes)}); trace them too")
+            raise AutofitError(
+                f"this trace has no shapes of regime '{name}' (it has {', '.join(self.regimes)}); trace them too"
+            )
         return regime
 
     def _traced_micro_steps(self) -> int:
@@ -305,14 +315,18 @@ def _shape_features(shape: Mapping[str, Any]) -> Float64:
 
 
 def _rounded(coefficients: Float64) -> Float64:
-    """The allocator gives out whole blocks of 512 bytes; sizes that depend on the shape are such multiples where they matter."""
+def _peak_rows(
+    sizes: Float64, kind: npt.NDArray[np.int8], storage: npt.NDArray[np.int32]
+) -> tuple[Float64, npt.NDArray[np.int32]]:
     result = coefficients.copy()
     constant = ~np.any(coefficients[:, 1:], axis=1)
     result[constant, 0] = np.ceil(coefficients[constant, 0] / _BLOCK) * _BLOCK
     return result
 
 
-def _peak_rows(sizes: Float64, kind: npt.NDArray[np.int8], storage: npt.NDArray[np.int32]) -> tuple[Float64, npt.NDArray[np.int32]]:
+def _peak_rows(
+    sizes: Float64, kind: npt.NDArray[np.int8], storage: npt.NDArray[np.int32]
+) -> tuple[Float64, npt.NDArray[np.int32]]:
     """Memory in use after the events that end a run of allocations, without those that another row never falls below."""
     use = np.cumsum(sizes[storage] * kind[:, None], axis=0)
     last = np.append((kind[:-1] > 0) & (kind[1:] < 0), kind[-1] > 0)
@@ -324,14 +338,14 @@ def _peak_rows(sizes: Float64, kind: npt.NDArray[np.int8], storage: npt.NDArray[
     kept: list[int] = []
     rows = np.empty((0, use.shape[1]))
     for candidate in candidates:
-        if len(kept) and np.any(np.all(rows >= use[candidate] - 1e-6, axis=1)):
+        if kept and np.any(np.all(rows >= use[candidate] - 1e-6, axis=1)):
             continue
         kept.append(int(candidate))
         rows = use[kept]
     return rows, np.asarray(kept, dtype=np.int32)
 
 
-def _terms(
+def _terms(  # noqa: PLR0917 - the columns of one table
     sizes: Float64,
     kind: npt.NDArray[np.int8],
     storage: npt.NDArray[np.int32],

@@ -17,7 +17,13 @@ from autofit.predict.symbolic import FORMAT, SymbolicTrace, read_document
 
 _WORKER = Path(__file__).resolve().parents[1] / "worker" / "__main__.py"
 _TIMEOUT_SECONDS = 1800
-_MANY = ((2, 640, (64, 64)), (3, 512, (64, 256, 64)), (4, 384, (64,) * 4), (2, 1024, (256, 256)), (5, 896, (64, 144, 64, 64, 64)))
+_MANY = (
+    (2, 640, (64, 64)),
+    (3, 512, (64, 256, 64)),
+    (4, 384, (64,) * 4),
+    (2, 1024, (256, 256)),
+    (5, 896, (64, 144, 64, 64, 64)),
+)
 _ONE = ((1, 512, (144,)), (1, 1024, (64,)), (1, 768, (400,)))
 """(samples, tokens of each, image tokens of each): tokens in multiples of 64, images in whole windows of 8 x 8 patches."""
 
@@ -75,10 +81,7 @@ def calibration_shapes(model: Model, images: bool) -> list[dict[str, Any]]:
 def request(spec: TrialSpec, model: Model, target: str = "cuda") -> dict[str, Any]:
     """What `autofit.worker trace` reads to calibrate the variant of `spec`."""
     trial = spec.model_dump(mode="json") | {"num_gpus": 1}
-    if spec.images.per_sample == 0 or not model.is_vision_language:
-        images = False
-    else:
-        images = True
+    images = model.is_vision_language and spec.images.per_sample > 0
     return {
         "trial": trial,
         "model": model.model_dump(mode="json"),
@@ -86,8 +89,13 @@ def request(spec: TrialSpec, model: Model, target: str = "cuda") -> dict[str, An
     }
 
 
-def symbolic_trace(
-    spec: TrialSpec, model: Model, versions: Mapping[str, str], cache: Path, python: str = sys.executable, target: str = "cuda"
+def symbolic_trace(  # noqa: PLR0917 - all but the last three have no default
+    spec: TrialSpec,
+    model: Model,
+    versions: Mapping[str, str],
+    cache: Path,
+    python: str = sys.executable,
+    target: str = "cuda",
 ) -> SymbolicTrace:
     """The symbolic trace of a spec's variant, from the cache or made by the training environment.
 

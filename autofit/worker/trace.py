@@ -9,7 +9,9 @@ allocates does not depend on shapes, and both steps run forward and backward ali
 and backward only; that its events are those of the first shape, one by one, is checked.
 
 The spec is a trial's `spec.json` with one more key: `"trace": {"shapes": [{"micro_batch_size", "cutoff_len", "grids"}],
-"target": "cuda" | "cpu", "foreach": null | true | false, "optimizer": true, "use_reentrant_gc": true}`, all optional.
+"target": "cuda" | "cpu", "foreach": true | false, "optimizer": true, "max_grad_norm": 1.0, "moments": false,
+"lookahead": 0}`, all optional. `lookahead` counts batches that the data loader fetches ahead: accelerate keeps one in host
+memory, which is the device on the CPU.
 """
 
 import gc

@@ -42,7 +42,7 @@ class Session:
         self.foreach = bool(options.get("foreach", self.target == "cuda"))  # torch's default: together on CUDA, else singly
         self.owns_optimizer = bool(options.get("optimizer", int(trial["zero_stage"]) == 0))
         self.max_grad_norm = options.get("max_grad_norm", 1.0)
-        self.not_modelled = list(NOT_MODELLED[self.target])
+        self.not_modelled = list(NOT_MODELLED.get(self.target, []))
         self._check()
         flash = trial["attention"] == "flash_attention_2"
         try:
@@ -50,7 +50,7 @@ class Session:
             self.model = build(model, {**trial, "attention": "sdpa"} if flash else trial, 0, "meta")
         except NothingToTrain as error:
             raise TraceError(str(error)) from error
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, ArithmeticError) as error:
             raise TraceError(f"the model cannot be built without weights: {' '.join(str(error).split())[:400]}") from error
         self.model.train()
         if flash:
@@ -59,6 +59,7 @@ class Session:
         self.optimizer: torch.optim.Optimizer | None = None
         self._tracer: StorageTracer | None = None
         self._hooked = False
+        self.lookahead = int(options.get("lookahead", 0))
         self.watches_modules = bool(options.get("moments", int(trial["zero_stage"]) > 0))
         self.parameters: list[dict[str, int | bool]] = []
 
@@ -114,6 +115,8 @@ class Session:
                 f" ({' '.join(str(error).split())[:200]})"
             ) from error
         finally:
+            tracer.close()
+            self.optimizer = None
             for parameter in self.model.parameters():
                 parameter.grad = None
         return tracer
@@ -129,6 +132,7 @@ class Session:
         optimizer = None
         if with_optimizer and self.owns_optimizer:
             optimizer = build_optimizer(self.trial["optimizer"], self.model, self.foreach)
+        self.optimizer = optimizer  # outlives the steps
         micro_steps = min(int(self.trial["gradient_accumulation_steps"]), MICRO_STEPS)
         threads: set[str] = set()  # forward's and autograd's: each takes a cuBLAS workspace with its first product
 
@@ -154,6 +158,8 @@ class Session:
             with tracer.labelled("inputs"):
                 batches = [make_batch(self.config, shape) for _ in range(micro_steps)]
                 extra = [resident_only(self.config, shape) for _ in range(micro_steps)]
+                if step + 1 < steps:
+                    extra += [list(make_batch(self.config, shape).values()) for _ in range(self.lookahead)]
             if with_optimizer:
                 loop.step(batches, step)
                 if optimizer is not None:

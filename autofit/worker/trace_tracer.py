@@ -86,6 +86,7 @@ class StorageTracer(TorchDispatchMode):
         self._modules: list[tuple[int, int]] = []
         self._in_backward: int | None = None
         self._label: int | None = None
+        self._closed = False
         self._live: dict[int, tuple[Any, int]] = {}
         self._known: dict[Any, _Operation] = {}
         self._part, self._share = "language", 1.0
@@ -180,7 +181,13 @@ class StorageTracer(TorchDispatchMode):
 
     # ---- storages -----------------------------------------------------------------------------------------------------
 
+    def close(self) -> None:
+        """The steps are over: what dies from here on is not part of them."""
+        self._closed = True
+
     def _event(self, kind: int, storage: int) -> None:
+        if self._closed:
+            return
         self.event_kind.append(kind)
         self.event_storage.append(storage)
         self.event_phase.append(self.phase)
@@ -240,7 +247,7 @@ class StorageTracer(TorchDispatchMode):
 
     # ---- operations ---------------------------------------------------------------------------------------------------
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: PLR0912 - hot
         kwargs = kwargs or {}
         operation = self._known.get(func)
         if operation is None:

@@ -1,0 +1,267 @@
+"""The trace of a training step: lifetimes, categories, kernels as CUDA runs them, autocast, and what it refuses."""
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from autofit.config.model import resolve_model  # noqa: E402
+from autofit.config.trial import TrialSpec  # noqa: E402
+from autofit.worker.trace import main, trace  # noqa: E402
+from autofit.worker.trace_inputs import Shape, TraceError, image_grid  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _no_value_checks(monkeypatch):
+    monkeypatch.setenv("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")
+
+
+def order(trace_options=None, preset="tiny-llama", config=None, **knobs):
+    spec = TrialSpec(model={"config": config} if config else {"preset": preset}, **{"cutoff_len": 256, **knobs})
+    return {
+        "trial": spec.model_dump(mode="json"),
+        "model": resolve_model(spec.model).model_dump(mode="json"),
+        "trace": trace_options or {},
+    }
+
+
+def use(document, group=0, shape=0, block=512):
+    """Bytes in use after every event."""
+    part = document["groups"][group]
+    sizes = np.asarray(part["storages"]["bytes"][shape])
+    sizes = -(-sizes // block) * block
+    return np.cumsum(sizes[part["events"]["storage"]] * np.asarray(part["events"]["kind"]))
+
+
+def bytes_of(document, category):
+    part = document["groups"][0]
+    wanted = np.asarray(part["storages"]["category"]) == document["categories"].index(category)
+    return int(np.asarray(part["storages"]["bytes"][0])[wanted].sum())
+
+
+def test_every_storage_is_freed_at_most_once_and_after_its_allocation():
+    events = trace(order())["groups"][0]["events"]
+    alive = set()
+    for kind, storage in zip(events["kind"], events["storage"], strict=True):
+        if kind > 0:
+            assert storage not in alive
+            alive.add(storage)
+        else:
+            alive.remove(storage)
+
+
+def test_the_steady_step_gives_back_what_it_takes():
+    document = trace(order())
+    in_use, step = use(document), np.asarray(document["groups"][0]["events"]["step"])
+    first_end = in_use[step == 0][-1]
+    assert in_use[-1] == first_end
+
+
+def test_weights_gradients_and_moments_have_the_size_of_the_parameters():
+    document = trace(order(pure_bf16=True))
+    trained = document["metadata"]["parameters"]["trainable"]
+    assert bytes_of(document, "optimizer_state") == 2 * 2 * trained
+    assert bytes_of(document, "gradients") == 2 * 2 * trained  # two steps
+    assert bytes_of(document, "weights") - 2 * trained < 4096  # and the rotary buffers
+
+
+def test_fp32_masters_have_a_category_and_half_copies_while_forward_runs():
+    document = trace(order())
+    parameters = document["metadata"]["parameters"]["trainable"]
+    assert bytes_of(document, "master_weights") == 4 * parameters
+    # both steps copy every matrix once in forward and once more where the checkpoint recomputes it
+    assert bytes_of(document, "autocast_copies") > 2 * 2 * 0.8 * parameters
+    assert bytes_of(trace(order(precision="fp32")), "autocast_copies") == 0
+
+
+@pytest.mark.parametrize(
+    ("knobs", "options", "per_parameter"),
+    [({"optimizer": "adamw_torch"}, {}, 10), ({"optimizer": "adamw_torch_fused"}, {}, 8), ({"optimizer": "adamw_8bit"}, {}, 6)],
+)
+def test_bytes_a_parameter_at_the_optimizer(knobs, options, per_parameter):
+    """Pure bf16: foreach adds a temporary of the size of the parameters, fused does not, 8 bit halves the moments."""
+    document = trace(order(options | {"max_grad_norm": None}, pure_bf16=True, **knobs))
+    part = document["groups"][0]
+    phase, step = np.asarray(part["events"]["phase"]), np.asarray(part["events"]["step"])
+    in_optimizer = (phase == document["phases"].index("optimizer")) & (step == 1)
+    workspaces = 2 * document["metadata"]["cublas_workspace_bytes"]
+    before = use(document)[np.flatnonzero(step == 1)[0]]
+    top = max(before, *use(document)[in_optimizer]) if in_optimizer.any() else before
+    gradients = 2 if not in_optimizer.any() else 0
+    assert (top - workspaces) / document["metadata"]["parameters"]["total"] + gradients == pytest.approx(
+        per_parameter, rel=0.03
+    )
+
+
+def test_attention_takes_no_quadratic_buffer_on_cuda_and_eager_does():
+    def largest(attention):
+        part = trace(order(attention=attention, cutoff_len=2048, pure_bf16=True))["groups"][0]
+        return max(part["storages"]["bytes"][0])
+
+    scores = 8 * 2048 * 2048 * 2
+    assert largest("sdpa") < scores
+    assert largest("flash_attention_2") < scores
+    assert largest("eager") >= scores
+
+
+def test_composite_backwards_are_one_operation():
+    """On a device `silu_backward` and `mish_backward` are one kernel each; torch has no third of the kind."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    found = {
+        name
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("aten::")
+        and has(name, "CompositeImplicitAutograd")
+        and has(name, "CPU")
+        and not name.endswith("out")
+    }
+    assert found == {"aten::silu_backward", "aten::mish_backward", "aten::native_channel_shuffle"}
+    part = trace(order(pure_bf16=True, gradient_checkpointing=False))["groups"][0]
+    names = [part["operations"]["name"]["names"][index] for index in part["operations"]["name"]["index"]]
+    assert names.count("silu_backward") == 6
+    assert "sigmoid" not in names
+
+
+def test_mish_backward_does_not_decompose():
+    config = resolve_model(TrialSpec(model={"preset": "tiny-llama"}).model).config | {"hidden_act": "mish"}
+    part = trace(order(config=config, pure_bf16=True, gradient_checkpointing=False))["groups"][0]
+    names = [part["operations"]["name"]["names"][index] for index in part["operations"]["name"]["index"]]
+    assert names.count("mish_backward") == 6
+    assert "softplus" not in names
+
+
+def test_accumulation_keeps_all_micro_batches_and_the_gradients():
+    once, twice = trace(order(pure_bf16=True)), trace(order(pure_bf16=True, gradient_accumulation_steps=2))
+    assert bytes_of(twice, "inputs") == 2 * bytes_of(once, "inputs")
+    assert bytes_of(twice, "gradients") == bytes_of(once, "gradients")
+    assert use(twice).max() > use(once).max()
+
+
+def test_parts_of_a_vision_language_model_and_frozen_ones_keep_nothing():
+    shapes = [{"micro_batch_size": 1, "cutoff_len": 256, "grids": [[1, 16, 16]]}]
+    trained = trace(order({"shapes": shapes}, "tiny-qwen2.5-vl", freeze_vision_tower=False, freeze_multi_modal_projector=False))
+    frozen = trace(order({"shapes": shapes}, "tiny-qwen2.5-vl"))
+    groups = trained["metadata"]["parameters"]["groups"]
+    assert set(groups) == {"vision", "projector", "language", "logits"}
+    assert frozen["metadata"]["parameters"]["groups"]["vision"]["trainable"] == 0
+    assert bytes_of(trained, "activations_vision") > 2 * bytes_of(frozen, "activations_vision")
+
+
+def test_window_attention_is_counted_by_windows_not_by_the_whole_square():
+    def flops(side):
+        shapes = [{"micro_batch_size": 1, "cutoff_len": 2048, "grids": [[1, side, side]]}]
+        config = json.loads(json.dumps(resolve_model(TrialSpec(model={"preset": "tiny-qwen2.5-vl"}).model).config))
+        config["vision_config"]["fullatt_block_indexes"] = []
+        part = trace(order({"shapes": shapes}, config=config, pure_bf16=True))["groups"][0]["operations"]
+        attention = part["name"]["names"].index("_scaled_dot_product_flash_attention")
+        rows = [index for index, name in enumerate(part["name"]["index"]) if name == attention]
+        return sum(part["flops"][0][row] for row in rows[:4])  # the four vision blocks come first
+
+    assert flops(32) == pytest.approx(4 * flops(16), rel=1e-6)  # four times the windows; the square would be 16 times
+    assert flops(16) == pytest.approx(4 * 4 * 64 * 256 * 128, rel=1e-6)  # blocks x products x window x patches x width
+
+
+def test_a_batch_of_one_is_a_regime_of_its_own():
+    shapes = [{"micro_batch_size": n, "cutoff_len": 256} for n in (2, 1, 3)]
+    document = trace(order({"shapes": shapes}))
+    assert [(group["regime"], len(group["shapes"])) for group in document["groups"]] == [("many", 2), ("one", 1)]
+    assert use(document, 0, 1).max() > use(document, 0, 0).max()
+
+
+def test_shapes_of_one_regime_must_share_their_events():
+    shapes = [{"micro_batch_size": n, "cutoff_len": 256, "regime": "same"} for n in (2, 1)]
+    with pytest.raises(TraceError, match="event"):
+        trace(order({"shapes": shapes}))
+
+
+def test_zero_traces_moments_and_leaves_the_optimizer_to_deepspeed():
+    document = trace(order(zero_stage=2))
+    part = document["groups"][0]
+    assert bytes_of(document, "optimizer_state") == 0
+    assert document["metadata"]["optimizer_traced"] is False
+    kinds = part["moments"]["kind"]
+    trained = sum(parameter["trainable"] for parameter in document["parameters"])
+    assert kinds.count("grad") == 2 * trained
+    assert kinds.count("backward") == kinds.count("backward_end") > 0
+
+
+def test_a_giant_is_traced_without_its_memory():
+    config = resolve_model(TrialSpec(model={"preset": "tiny-llama"}).model).config
+    config = config | {"hidden_size": 16384, "intermediate_size": 53248, "num_attention_heads": 128, "vocab_size": 128256}
+    document = trace(order(config=config | {"num_hidden_layers": 2}, optimizer="adamw_torch_fused", pure_bf16=True))
+    assert document["metadata"]["parameters"]["total"] > 9e9
+    assert use(document).max() > 64 * 2**30
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma", "gemma2", "phi", "phi3", "qwen2"])
+def test_text_families(family):
+    config = {
+        "model_type": family,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 128,
+        "pad_token_id": 0,
+        "sliding_window": 128,
+        "max_position_embeddings": 1024,
+    }
+    document = trace(order(config=config, cutoff_len=256))
+    assert document["metadata"]["model_type"] == family
+    assert document["groups"][0]["events"]["kind"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"config": {"model_type": "no_such_model"}}, "no_such_model"),
+        ({"config": {"model_type": "llama", "num_attention_heads": 0}}, "cannot be built"),
+        ({"fused_cross_entropy": True}, "Liger"),
+        ({"trace_options": {"target": "tpu"}}, "cuda, cpu"),
+        ({"trace_options": {"shapes": [{"micro_batch_size": 0, "cutoff_len": 8}]}}, "at least 1"),
+        ({"trace_options": {"shapes": [{"micro_batch_size": 1, "cutoff_len": 8, "grids": [[1, 4, 4]]}]}}, "with images"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused_with_its_reason(broken, said):
+    with pytest.raises(TraceError, match=said):
+        trace(order(**broken))
+
+
+def test_image_tokens_must_fit_the_sequences():
+    shapes = [{"micro_batch_size": 1, "cutoff_len": 32, "grids": [[1, 16, 16]]}]
+    with pytest.raises(TraceError, match="66 image tokens do not fit"):
+        trace(order({"shapes": shapes}, "tiny-qwen2.5-vl"))
+
+
+def test_shape_round_trip_and_image_grid():
+    written = {"micro_batch_size": 2, "cutoff_len": 64, "grids": [[1, 4, 4]], "regime": "many"}
+    assert Shape.read(written).written() == written
+    frames, rows, columns = image_grid(589_824, 14, 2)
+    assert frames * rows * columns * 14 * 14 <= 589_824
+    assert rows * columns // 4 >= 0.97 * 589_824 // 784
+
+
+def test_the_command_writes_a_file_and_says_one_line_when_it_cannot(tmp_path: Path, capsys):
+    spec, answer = tmp_path / "spec.json", tmp_path / "trace.json.gz"
+    spec.write_text(json.dumps(order()))
+    worker = Path(__file__).parents[2] / "autofit" / "worker" / "__main__.py"
+    done = subprocess.run(
+        [sys.executable, str(worker), "trace", str(spec), "-o", str(answer)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(gzip.decompress(answer.read_bytes()))
+    assert document["format"] == 1 and document["metadata"]["versions"]["torch"]
+    spec.write_text(json.dumps(order(fused_cross_entropy=True)))
+    assert main([str(spec), "-o", str(tmp_path / "no.json")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "no.json").exists()
+    assert main([]) == 2
