@@ -315,9 +315,7 @@ def _shape_features(shape: Mapping[str, Any]) -> Float64:
 
 
 def _rounded(coefficients: Float64) -> Float64:
-def _peak_rows(
-    sizes: Float64, kind: npt.NDArray[np.int8], storage: npt.NDArray[np.int32]
-) -> tuple[Float64, npt.NDArray[np.int32]]:
+    """The allocator gives whole blocks of 512 bytes; sizes that depend on the shape are such multiples where they matter."""
     result = coefficients.copy()
     constant = ~np.any(coefficients[:, 1:], axis=1)
     result[constant, 0] = np.ceil(coefficients[constant, 0] / _BLOCK) * _BLOCK
