@@ -27,10 +27,11 @@ with gpus.lease(Hardware.model_validate_json(sys.argv[1]), "study other"):
 def test_two_processes_never_share_a_device_and_a_dead_one_lets_go(cpu: Hardware) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, cpu.model_dump_json()], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(LaunchError, match=rf"process {holder.pid} \(study other\)"), gpus.lease(cpu, "mine"):
-            pass
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
+        try:
+            with pytest.raises(LaunchError, match=rf"process {holder.pid} \(study other\)"), gpus.lease(cpu, "mine"):
+                pass
+        finally:
+            holder.send_signal(signal.SIGKILL)
     with gpus.lease(cpu, "mine"):
         pass
 

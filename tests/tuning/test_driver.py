@@ -209,6 +209,26 @@ def test_a_stale_folder_of_another_study_is_not_taken_for_a_result(
     assert report.trials[0].attempt == 2
 
 
+def test_a_result_on_disk_that_was_not_stored_is_kept_and_not_run_again(
+    store: Store, go: Callable[..., SearchReport], request_for: Callable[..., SearchRequest], tmp_path: Path
+) -> None:
+    """The driver was killed between the worker's last word and its own."""
+    go(plan_study(request_for(study="model")), trials=1)
+    done = store.trial("model", 0)
+    plan = plan_study(request_for())
+    store.create_study(plan.study)
+    (tmp_path / "runs" / "model").rename(tmp_path / "runs" / "s")
+    unfinished = {"study": "s", "run_dir": str(tmp_path / "runs/s/0000"), "finished_at": None, "result": None}
+    store.start_trial(done.model_copy(update=unfinished))
+    (tmp_path / "ran.log").unlink()
+    watcher = Watcher()
+    report = go(plan, trials=1, listener=watcher)
+    assert report.trials[0].result == done.result
+    assert report.trials[0].attempt == 1
+    assert "0000" not in (tmp_path / "ran.log").read_text()  # only the confirmation ran
+    assert any("its result is kept" in message for message in watcher.messages)
+
+
 def test_a_study_of_that_name_is_not_overwritten(store: Store, request_for: Callable[..., SearchRequest]) -> None:
     store.create_study(plan_study(request_for()).study)
     with pytest.raises(StoreError, match="exists"):
