@@ -221,6 +221,17 @@ def test_a_reader_that_leaves_ends_it_quietly(database: Path) -> None:
     assert process.wait() == 1
 
 
+def test_a_reader_that_was_never_there_is_no_fault_either(database: Path) -> None:
+    """Short output is written when it ends: Python must not complain about that."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "autofit.cli", "--db", str(database), "trials"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["trials"], ["trials", "--where", "zero_stage = 3"], ["query", "SELECT 1"]])
 def test_asking_loads_nothing_heavy(database: Path, arguments: list[str]) -> None:
     program = "import sys; from autofit.cli import main; main(); print(*sorted(sys.modules), file=sys.stderr)"
