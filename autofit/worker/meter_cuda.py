@@ -12,7 +12,7 @@ import torch
 
 from autofit.worker.report import RankReport
 
-_NO_NVML = "memory that others held on the device before: NVML is not installed; taken as 0"
+_NO_NVML = "memory that others held on the device before: NVML is missing or too old; taken as 0"
 
 
 class CudaBackend:
@@ -112,11 +112,12 @@ def _used_by_others(local_rank: int) -> int | None:
     try:
         pynvml.nvmlInit()
         try:
-            return int(pynvml.nvmlDeviceGetMemoryInfo(_handle(pynvml, local_rank)).used)
+            # Version 2 keeps what the driver reserves for itself apart from `used`, as CUDA's own count does.
+            return int(pynvml.nvmlDeviceGetMemoryInfo(_handle(pynvml, local_rank), version=pynvml.nvmlMemory_v2).used)
         finally:
             pynvml.nvmlShutdown()
-    except (pynvml.NVMLError, ValueError, IndexError):
-        return None
+    except (pynvml.NVMLError, ValueError, IndexError, TypeError, AttributeError):
+        return None  # also an NVML binding too old for version 2
 
 
 def _handle(nvml: Any, local_rank: int) -> Any:

@@ -88,6 +88,7 @@ def _note(report: RankReport, heartbeat: Heartbeat, error: BaseException, device
 
 
 def _leave(order: Order, report: RankReport) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the end is at hand; let the report be whole
     code = 0 if report.outcome == "COMPLETED" else 1
     try:
         write_report(order.folder, report)
