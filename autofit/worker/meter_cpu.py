@@ -4,11 +4,11 @@ Peak: `VmHWM`, reset through `/proc/self/clear_refs`, minus `VmRSS` at the basel
 baseline + budget, so that the allocation that oversteps it really fails. The two differ: `VmData` counts what is mapped, not
 what is touched (8 MiB for each new thread's stack, buffers not yet written), and leaves out files' pages, which `VmHWM` counts.
 
-So the supervisor has malloc give memory back at once (`supervisor.CPU_MALLOC`) and the engine loads libraries, kernels and
-helper threads before the baseline. Measured on a trial of the tiny Qwen2.5-VL (1 rank, ZeRO-0, micro-batch 8, 8 steps, twice):
-each step's peak after the first lay within 400.0-400.5 MiB, against 482-504 MiB and rising under malloc's defaults; growth of
-`VmData` was within 1.5 MiB of that of resident anonymous memory. The price is page faults: half as much CPU time again in such
-a step. A plain run that is to be compared in speed needs the same environment.
+So the supervisor fixes malloc's thresholds (`supervisor.CPU_MALLOC`) and the engine loads libraries, kernels and helper threads
+before the baseline. What the thresholds cost and buy, on the winner of the tiny Qwen2.5-VL space (2 ranks, ZeRO-0, 11 steps,
+two runs each): giving back everything above 128 KiB keeps the steps' peaks within 151.4-152.7 MiB, but page faults take a
+third of the speed (7.0-7.3 against 10.7-11.7 samples/s of a plain run). From 1 MiB on, with 8 MiB kept: 165.9-172.6 MiB, at
+11.5-11.7 samples/s. The trial must run at the speed of the real run, so the latter.
 """
 
 import ctypes

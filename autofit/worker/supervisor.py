@@ -129,8 +129,8 @@ _CPU_ENVIRONMENT = {
     # that runs here is compiled.
     "TORCHDYNAMO_DISABLE": "1",
 }
-CPU_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-"""Freed memory goes back to the kernel at once, so that resident and data size follow the tensors; see `meter_cpu`."""
+CPU_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(8 * 2**20)}
+"""Large freed tensors go back to the kernel, so that peaks repeat, but not every small one; see `meter_cpu`."""
 
 
 def _absent(defaults: dict[str, str]) -> dict[str, str]:
