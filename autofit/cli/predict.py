@@ -100,7 +100,8 @@ def _show(found: "Explanation", budget: int) -> None:
         [
             f"device: {format_bytes(prediction.peak_device_bytes)}, at most {format_bytes(prediction.peak_device_bytes_high)},"
             f" in {prediction.phase}",
-            f"reserved {format_bytes(prediction.peak_reserved_bytes)}, allocated {format_bytes(prediction.peak_allocated_bytes)}",
+            f"reserved {format_bytes(prediction.peak_reserved_bytes)},"
+            f" allocated {format_bytes(prediction.peak_allocated_bytes)}",
             f"step: {format_seconds(prediction.step_time_seconds)}, {prediction.samples_per_second:.3g} samples/s"
             f" on a {prediction.device_model}",
             f"precision: {prediction.precision_mode}",
