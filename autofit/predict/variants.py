@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from autofit.predict.symbolic import FORMAT, SymbolicTrace, read_document
 
 _WORKER = Path(__file__).resolve().parents[1] / "worker" / "__main__.py"
 _TIMEOUT_SECONDS = 1800
+_PROCESSES = 2
 _MANY = (
     (2, 640, (64, 64)),
     (3, 512, (64, 256, 64)),
@@ -114,14 +116,31 @@ def symbolic_trace(  # noqa: PLR0917 - all but the last three have no default
         except AutofitError:
             file.unlink()  # torn or of an older format: make it again
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="autofit-trace-") as folder:
-        order, answer = Path(folder) / "spec.json", Path(folder) / "trace.json.gz"
-        order.write_text(json.dumps(request(spec, model, target)), encoding="utf-8")
-        _run([python, str(_WORKER), "trace", str(order), "-o", str(answer)])
-        document = read_document(answer)
-    trace = SymbolicTrace.from_document(document, sliding_window(model))
+    trace = SymbolicTrace.from_document(_traced(request(spec, model, target), python), sliding_window(model))
     trace.save(file)
     return trace
+
+
+def _traced(order: dict[str, Any], python: str) -> dict[str, Any]:
+    """The trace document, its regimes traced side by side: each has a whole reference of its own, and two cores are there."""
+    regimes = list(dict.fromkeys(shape["regime"] for shape in order["trace"]["shapes"]))
+    parts = []
+    for regime in regimes:
+        shapes = [shape for shape in order["trace"]["shapes"] if shape["regime"] == regime]
+        parts.append(order | {"trace": order["trace"] | {"shapes": shapes}})
+    with ThreadPoolExecutor(max_workers=_PROCESSES) as pool:
+        documents = list(pool.map(lambda part: _trace_one(part, python), parts))
+    whole = documents[0]
+    whole["groups"] = [group for document in documents for group in document["groups"]]
+    return whole
+
+
+def _trace_one(order: dict[str, Any], python: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="autofit-trace-") as folder:
+        spec, answer = Path(folder) / "spec.json", Path(folder) / "trace.json.gz"
+        spec.write_text(json.dumps(order), encoding="utf-8")
+        _run([python, str(_WORKER), "trace", str(spec), "-o", str(answer)])
+        return read_document(answer)
 
 
 def _run(command: list[str]) -> None:

@@ -193,3 +193,15 @@ def test_the_cache_answers_without_the_training_environment(tmp_path: Path):
     assert again.peak(1, 512) == symbolic.peak(1, 512)
     with pytest.raises(AutofitError, match="cannot be started"):
         symbolic_trace(spec, model, {"torch": "0"}, tmp_path, python="/no/such/python")
+
+
+@pytest.mark.train
+def test_a_variant_is_traced_by_the_training_environment_and_cached(tmp_path: Path):
+    import sys
+
+    spec, model, symbolic = make(pure_bf16=True)
+    found = symbolic_trace(spec, model, {}, tmp_path, python=sys.executable)
+    assert set(found.regimes) == {"one", "many"}
+    for batch in (1, 3):
+        assert found.peak(batch, 640) == symbolic.peak(batch, 640)
+    assert [file.name for file in tmp_path.iterdir()] == [f"{variant_key(spec, model, {})}.npz"]
