@@ -2,10 +2,13 @@
 
 Each round runs an empty Python and every command once, in turn, so that all see the same machine; what is reported is the
 median over rounds of the difference within a round, of the clock and of processor time (which other work on the machine
-moves less). Run: python benchmarks/startup.py [--rounds N] [--trials N] [--database FILE]
+moves less; the least of the clock's differences is the one with least of it). Writes benchmarks/results/startup.json.
+
+    python benchmarks/startup.py [--rounds N] [--trials N] [--database FILE]
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
@@ -31,6 +34,7 @@ from autofit.store.rows import result_row, to_json, trial_row
 from autofit.store.store import Store
 from autofit.units import GIB
 
+STORED = Path(__file__).parent / "results" / "startup.json"
 BUDGET = 72 * GIB
 STUDIES = 4
 ORIGINALS = 500
@@ -51,8 +55,9 @@ def main() -> None:
             began = time.perf_counter()
             make_database(file, options.trials)
             sys.stderr.write(f"made {file} in {time.perf_counter() - began:.1f} s, {file.stat().st_size / 1024**2:.0f} MiB\n")
-        json.dump(measure(file, options.rounds), sys.stdout, indent=1)
-        sys.stdout.write("\n")
+        text = json.dumps({"trials_in_database": options.trials, **measure(file, options.rounds)}, indent=1) + "\n"
+    STORED.write_text(text)
+    sys.stdout.write(text)
 
 
 def measure(file: Path, rounds: int) -> dict[str, object]:
@@ -87,12 +92,19 @@ def measure(file: Path, rounds: int) -> dict[str, object]:
         "rounds": rounds,
         "empty_python_seconds": round(statistics.median(baseline), 4),
         "seconds_above_empty_python": {name: _median(clock for clock, _ in values) for name, values in above.items()},
+        "least_seconds_above_empty_python": {
+            name: round(min(clock for clock, _ in values), 4) for name, values in above.items()
+        },
         "processor_seconds_above_empty_python": {name: _median(cpu for _, cpu in values) for name, values in above.items()},
         "heavy_modules_loaded": {name: _heavy(command) for name, command in commands.items()},
+        "load_average": os.getloadavg()[0],
         "autofit": __version__,
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
-        "machine": platform.platform(),
+        "typer": importlib.metadata.version("typer"),
+        "cpu_count": os.cpu_count(),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip(),
+        "machine": platform.machine(),
     }
 
 
