@@ -36,11 +36,11 @@ class RankResult(Frozen):
     phase: Phase | None = None
     error_type: str | None = None
     message: str | None = None
-    requested_bytes: int | None = None
-    allocated_bytes: int | None = None
-    peak_allocated_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
-    peak_device_bytes: int | None = None
+    requested_bytes: int | None = Field(default=None, gt=0)
+    allocated_bytes: int | None = Field(default=None, gt=0)
+    peak_allocated_bytes: int | None = Field(default=None, gt=0)
+    peak_reserved_bytes: int | None = Field(default=None, gt=0)
+    peak_device_bytes: int | None = Field(default=None, gt=0)
     phase_peak_bytes: dict[str, int] = {}
     """Phase -> highest peak_device_bytes seen in it."""
     step_peak_bytes: list[int] = []
@@ -63,15 +63,15 @@ class TrialResult(Frozen):
     error_type: str | None = None
     message: str | None = None
     failed_rank: int | None = None
-    requested_bytes: int | None = None
+    requested_bytes: int | None = Field(default=None, gt=0)
     """OOM: bytes of the allocation that failed, where the message tells."""
-    allocated_bytes: int | None = None
+    allocated_bytes: int | None = Field(default=None, gt=0)
     """OOM: bytes that were allocated then, where it is known."""
-    peak_allocated_bytes: int | None = None
+    peak_allocated_bytes: int | None = Field(default=None, gt=0)
     """Tensors, maximum over ranks (`max_memory_allocated`); None on the CPU."""
-    peak_reserved_bytes: int | None = None
+    peak_reserved_bytes: int | None = Field(default=None, gt=0)
     """The caching allocator's segments, maximum over ranks; None on the CPU."""
-    peak_device_bytes: int | None = None
+    peak_device_bytes: int | None = Field(default=None, gt=0)
     """What the device loses, maximum over ranks: this decides whether it fits. On the CPU: growth of the physical peak."""
     step_time_seconds: float | None = Field(default=None, gt=0)
     """Median of the timed optimizer steps."""
@@ -80,11 +80,11 @@ class TrialResult(Frozen):
     """Padded tokens, whole job."""
     effective_tokens_per_second: float | None = Field(default=None, gt=0)
     """Tokens without padding, whole job."""
-    timed_steps: int | None = None
+    timed_steps: int | None = Field(default=None, gt=0)
     losses: list[float] = []
     """Mean loss of each optimizer step, warm-up included."""
-    trainable_parameters: int | None = None
-    total_parameters: int | None = None
+    trainable_parameters: int | None = Field(default=None, gt=0)
+    total_parameters: int | None = Field(default=None, gt=0)
     precision_mode: str | None = None
     """In words, for example `bf16 autocast, fp32 masters`."""
     memory_limit: str | None = None

@@ -92,7 +92,7 @@ class Meter:
         report.phase_peak_bytes = dict(self._phase_peaks)
         report.step_peak_bytes = list(self._step_peaks)
         report.step_seconds = list(self._step_seconds)
-        report.peak_device_bytes = max(self._phase_peaks.values())
+        report.peak_device_bytes = max(self._phase_peaks.values()) or None  # ended before it took anything: not measured
         self._backend.fill(report)
         report.not_measured += self._backend.not_measured
 

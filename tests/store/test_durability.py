@@ -132,9 +132,9 @@ def test_a_vanished_database_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("result", "rule"),
     [
-        (completed(peak_device_bytes=0), "ck_trials_positive"),
-        (completed(peak_reserved_bytes=-1), "ck_trials_positive"),
-        (completed(trainable_parameters=0), "ck_trials_positive"),
+        (completed().model_copy(update={"peak_device_bytes": 0}), "ck_trials_positive"),
+        (completed().model_copy(update={"peak_reserved_bytes": -1}), "ck_trials_positive"),
+        (completed().model_copy(update={"trainable_parameters": 0}), "ck_trials_positive"),
         (out_of_memory(outcome="SKIPPED"), "ck_trials_not_run"),
     ],
 )
