@@ -48,7 +48,7 @@ demo: setup
 	rm -rf $(DEMO)
 	$(BIN)/python examples/make_tiny.py $(DEMO)
 	$(AUTOFIT_DEMO) search --space tiny_qwen2_5_vl --model $(DEMO)/tiny-qwen2.5-vl --dataset $(DEMO)/data/tiny_vl.json \
-	    --device cpu --gpu-mem 200MB --trials 14 --study demo --runs $(DEMO)/runs
+	    --device cpu --gpu-mem 220MB --trials 14 --study demo --runs $(DEMO)/runs
 	$(AUTOFIT_DEMO) export --study demo --launcher llamafactory -o $(DEMO)/best
 
 # figures that tests do not assert: start-up and queries over 100,000 trials, and what measuring costs a trial
