@@ -3,8 +3,9 @@
     python benchmarks/trial_fidelity.py [SPEC.json] [--rounds 3] [--steps 20]
 
 Runs in turn, in fresh processes, (A) the worker on the spec, and (B) a plain Hugging Face Trainer under torchrun on the same
-model, data and arguments, without our hooks, meter, memory limit or allocator settings; it only notes the time at the end of
-each optimizer step. Prints the ratio A/B of samples per second, round by round; the machine may be noisy, so look at its
+model, data and arguments, without our hooks, meter, or memory limit; it only notes the time at the end of each optimizer step.
+Both have the environment of a CPU rank (malloc's thresholds, OpenMP's waiting), worth up to a tenth by itself; `--bare` runs B
+without it. Prints the ratio A/B of samples per second, round by round; the machine may be noisy, so look at its
 spread. Also runs the spec ten times as long as a trial and compares the peak with the budget.
 
 SPEC.json is a run folder's spec; default: the winner of `make demo`.
@@ -44,10 +45,14 @@ def run_worker(spec: dict[str, Any], steps: int, folder: Path) -> dict[str, Any]
     return result
 
 
-def run_plain(spec_file: Path, steps: int, folder: Path) -> float:
+def run_plain(spec_file: Path, steps: int, folder: Path, *, bare: bool) -> float:
     """Samples per second of a plain Trainer run; median step after two of warm-up."""
+    from autofit.worker.supervisor import CPU_MALLOC
+
     trial = json.loads(spec_file.read_text())["trial"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(HERE.parent)}
+    if not bare:
+        env |= {**CPU_MALLOC, "OMP_WAIT_POLICY": "passive", "GLOO_SOCKET_IFNAME": "lo", "TORCHDYNAMO_DISABLE": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(trial["num_gpus"])]
     command += [str(HERE / "trial_fidelity.py"), str(spec_file), "--plain-rank", str(folder), "--steps", str(steps)]
     with (folder / "log").open("w") as log:
@@ -94,7 +99,7 @@ def plain_rank(spec_file: Path, steps: int, folder: Path) -> None:
         (folder / "steps.json").write_text(json.dumps(clock.seconds))
 
 
-def compare(spec_file: Path, rounds: int, steps: int) -> dict[str, Any]:
+def compare(spec_file: Path, rounds: int, steps: int, *, bare: bool) -> dict[str, Any]:
     """The figures of every round."""
     spec = json.loads(spec_file.read_text())
     ratios, metered, plain = [], [], []
@@ -105,7 +110,7 @@ def compare(spec_file: Path, rounds: int, steps: int) -> dict[str, Any]:
             if result["outcome"] != "COMPLETED":
                 raise SystemExit(f"the metered run ended {result['outcome']}: {result['message']}")
             metered.append(result["samples_per_second"])
-            plain.append(run_plain(spec_file, steps, folder))
+            plain.append(run_plain(spec_file, steps, folder, bare=bare))
             ratios.append(metered[-1] / plain[-1])
             print(f"round {number + 1}: metered {metered[-1]:.3f}, plain {plain[-1]:.3f} samples/s, ratio {ratios[-1]:.3f}")
             shutil.rmtree(folder / "trainer", ignore_errors=True)
@@ -116,10 +121,11 @@ def compare(spec_file: Path, rounds: int, steps: int) -> dict[str, Any]:
     print(f"ten times as long ({10 * short} steps): {longer['outcome']}, peak {peak} of {budget} bytes")
     print(f"ratio metered/plain: median {statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}")
     return {
-        "spec": spec["trial"],
+        "spec": {name: value for name, value in spec["trial"].items() if name != "model"},
         "versions": result["versions"],
         "machine": result["hardware"],
         "steps": steps,
+        "plain_environment": "bare" if bare else "as a CPU rank's",
         "metered_samples_per_second": metered,
         "plain_samples_per_second": plain,
         "ratio_median": statistics.median(ratios),
@@ -133,13 +139,14 @@ def main() -> None:
     parser.add_argument("spec", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--bare", action="store_true")
     parser.add_argument("--plain-rank", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--record", type=Path, help="write the figures to this JSON file")
     given = parser.parse_args()
     if given.plain_rank:
         plain_rank(given.spec, given.steps, given.plain_rank)
         return
-    figures = compare(given.spec or demo_winner(), given.rounds, given.steps)
+    figures = compare(given.spec or demo_winner(), given.rounds, given.steps, bare=given.bare)
     if given.record:
         given.record.write_text(json.dumps(figures, indent=1) + "\n")
 
