@@ -40,10 +40,11 @@ def model_class(config: Any) -> Any:
     Also imports the model's code, so calling it early keeps that out of what the model's memory is measured from.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    from transformers.models.auto import modeling_auto
 
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    images = vars(modeling_auto).get("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", {})  # transformers before 4.46 has none
+    if type(config) in images:
+        return images[type(config)]
     mapping = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
         raise ValueError(f"model_type '{config.model_type}': this transformers has no class that trains it on text")
@@ -125,6 +126,7 @@ def _random(config: Any, trial: dict[str, Any], seed: int, device: str | torch.d
     place = nullcontext() if _zero3() else torch.device(device)
     with place, _no_slow_initialisation():
         built = model_class(config)._from_config(config, **_loading(trial))
+    built.tie_weights()  # transformers before 5 ties only weights that it initialises
     if str(device) != "meta":
         _fill(built, seed, float(getattr(text_config(config), "initializer_range", 0.02)))
     return built
