@@ -71,7 +71,7 @@ def _write(document: dict[str, Any], output: str) -> None:
 
 
 def trace(spec: dict[str, Any]) -> dict[str, Any]:
-    """The trace document of a spec (see the module's docstring; `docs/trace.md` lists its keys).
+    """The trace document of a spec (see the module's docstring; `Session.document` builds it).
 
     Raises:
         TraceError: the configuration cannot be traced, or its events differ between the shapes.
