@@ -42,7 +42,7 @@ class Peak(NamedTuple):
 
 @dataclass(frozen=True)
 class Regime:
-    """The events of one regime and the polynomials of their sizes. Arrays as the trace has them, see `worker/trace_session.py`."""
+    """The events of one regime and the polynomials of their sizes. Arrays as in `worker/trace_session.py`."""
 
     name: str
     kind: npt.NDArray[np.int8]
