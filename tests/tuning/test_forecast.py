@@ -1,0 +1,94 @@
+"""`predict` and `explain` from file to answer, on a real trace of a tiny model."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from autofit.config.model import ModelRef, resolve_model
+from autofit.config.trial import Images, TrialSpec
+from autofit.errors import AutofitError, UsageError
+from autofit.launch.environment import probe
+from autofit.predict.predictor import Predictor, _patches
+from autofit.tuning.forecast import explain, predict_file, read_spec, single_changes
+
+pytest.importorskip("torch")
+GIB = 2**30
+TINY = {"model": {"preset": "tiny-llama"}, "cutoff_len": 512, "micro_batch_size": 4, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    environment = probe(sys.executable)
+    return Predictor(environment.python, environment.versions, cache=tmp_path_factory.mktemp("traces"))
+
+
+@pytest.mark.parametrize("max_pixels", [784, 3136, 50_176, 200_000, 589_824, 1_003_520])
+def test_the_largest_image_is_that_of_the_trials_worst_batch(max_pixels: int) -> None:
+    from autofit.worker.batches import _largest_grid
+
+    model = resolve_model(ModelRef(preset="qwen2.5-vl-7b"))
+    rows, columns = _largest_grid(max_pixels // 28**2)
+    spec = TrialSpec(model=ModelRef(preset="qwen2.5-vl-7b"), images=Images(max_pixels=max_pixels))
+    assert _patches(spec, model) == 4 * rows * columns
+
+
+@pytest.mark.train
+def test_every_line_of_a_file_is_answered_in_its_place(predictor: Predictor, tmp_path: Path) -> None:
+    lines = [
+        json.dumps(TINY),
+        '{"model": {"preset": "tiny-llama"',
+        json.dumps({**TINY, "micro_batch_sise": 2}),
+        json.dumps({**TINY, "cutoff_len": 1024}),
+        json.dumps({**TINY, "freeze_language_model": True}),
+        json.dumps({**TINY, "model": {"preset": "tiny-lama"}}),
+    ]
+    (tmp_path / "specs.jsonl").write_text("\n".join(lines))
+    answers = list(predict_file(tmp_path / "specs.jsonl", predictor, 2 * GIB))
+    assert [answer.line for answer in answers] == [1, 2, 3, 4, 5, 6]
+    assert [answer.prediction is not None for answer in answers] == [True, False, False, True, False, False]
+    words = ["is no JSON", "did you mean 'micro_batch_size'?", "everything is frozen", "did you mean 'tiny-llama'?"]
+    said = [answer.error for answer in answers if answer.error]
+    assert all(word in error and "\n" not in error for word, error in zip(words, said, strict=True))
+    short, long = answers[0].prediction, answers[3].prediction
+    assert short is not None and long is not None
+    assert short.peak_allocated_bytes < long.peak_allocated_bytes
+    assert short.peak_allocated_bytes <= short.peak_reserved_bytes < short.peak_device_bytes <= short.peak_device_bytes_high
+    assert sum(short.terms.values()) == short.peak_device_bytes
+    assert short.fits and short.not_modelled and short.assumptions
+
+
+@pytest.mark.train
+def test_explain_says_what_makes_it_fit_and_what_that_does_to_the_training(predictor: Predictor) -> None:
+    spec = TrialSpec.model_validate({**TINY, "gradient_checkpointing": True})
+    whole = explain(spec, predictor, 2 * GIB, lambda _: None)
+    assert whole.shortfall_bytes <= 0 and whole.remedies == ()
+    budget = whole.prediction.peak_device_bytes_high - 8 * 2**20
+    tight = explain(spec, predictor, budget, lambda _: None)
+    assert tight.shortfall_bytes == 8 * 2**20
+    changes = {remedy.change: remedy for remedy in tight.remedies}
+    assert changes["micro_batch_size 1 x accumulation 8"].training == ()
+    assert changes["cutoff_len 256"].training == ("cutoff_len 256 instead of 512",)
+    assert all(remedy.prediction.peak_device_bytes_high <= budget for remedy in tight.remedies)
+    assert [len(remedy.training) for remedy in tight.remedies] == sorted(len(remedy.training) for remedy in tight.remedies)
+
+
+def test_single_changes_keep_the_global_batch_and_are_legal() -> None:
+    model = resolve_model(ModelRef(preset="qwen2.5-vl-7b"))
+    spec = TrialSpec(model=ModelRef(preset="qwen2.5-vl-7b"), micro_batch_size=4, num_gpus=8, zero_stage=2, cutoff_len=1024)
+    found = dict(single_changes(spec, model))
+    assert {point.global_batch_size for point in found.values()} == {32}
+    assert "zero_stage 3" in found and "offload_optimizer on" in found
+    assert not any(name.startswith("cutoff_len") for name in found)  # 512 tokens would cut the image
+
+
+def test_what_is_no_spec_is_one_line(tmp_path: Path, predictor: Predictor) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_spec(tmp_path / "none.yaml")
+    (tmp_path / "spec.yaml").write_text("model: {preset: tiny-llama}\nzero: 3\n")
+    with pytest.raises(UsageError, match="unknown key 'zero'; did you mean 'zero_stage'"):
+        read_spec(tmp_path / "spec.yaml")
+    by_id = TrialSpec(model=ModelRef(id="some/model"))
+    with pytest.raises(AutofitError, match="known by its hub id only"):
+        predictor.predict(by_id, resolve_model(by_id.model))
