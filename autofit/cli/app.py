@@ -13,9 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from autofit.cli.context import DEFAULT_URL, Globals
 from autofit.errors import AutofitError
-
-DEFAULT_URL = "sqlite:///autofit.db"
 
 Implementation = Callable[..., None] | typer.Typer
 """The function of a command, or the Typer app of a group of them."""
@@ -104,19 +103,6 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command("Say what is installed and what is missing.", _doctor),
 }
 """Every command, in the order of the help. A new one is registered here."""
-
-
-@dataclass(frozen=True)
-class Globals:
-    """The global options, as `context.obj`."""
-
-    db: str
-
-
-def database_url(context: typer.Context) -> str:
-    """What `--db` or $AUTOFIT_DB says, or the default."""
-    found = context.find_object(Globals)
-    return found.db if found else DEFAULT_URL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from autofit.cli import output
-from autofit.cli.app import database_url
+from autofit.cli.context import database_url
 from autofit.store import schema
 from autofit.store.sqlite import database_file
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from autofit.cli.app import database_url
+from autofit.cli.context import database_url
 
 
 def export(  # noqa: PLR0917 - one parameter a flag

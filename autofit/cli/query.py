@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from autofit.cli import output
-from autofit.cli.app import database_url
+from autofit.cli.context import database_url
 from autofit.store.reader import Reader, Rows
 
 SHOWN_ROWS = 50

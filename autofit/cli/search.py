@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from autofit.cli.app import database_url
+from autofit.cli.context import database_url
 
 if TYPE_CHECKING:
     from autofit.tuning.driver import SearchReport
