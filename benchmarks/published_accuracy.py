@@ -31,8 +31,9 @@ from benchmarks.published import Row, load
 _ROOT = Path(__file__).resolve().parents[1]
 STORED = _ROOT / "benchmarks" / "results" / "published_accuracy.json"
 _LOOP = (
-    "What the sources did and a trial does not is followed by `published_trace.py`: dropout of the adapters, fp32 adapters from",
-    "PEFT 0.12 on, `use_cache` left on. The last was noticed on the santacoder rows and then confirmed in the launcher's history",
+    "What the sources did and a trial does not is followed by `published_trace.py`: dropout of the adapters, fp32 adapters",
+    "from PEFT 0.12 on, `use_cache` left on. The last was noticed on the santacoder rows and then confirmed in the launcher's",
+    "history",
     "(fms-hf-tuning turned it off in April 2025, after these runs).",
 )
 UNDER = 0.03
@@ -213,7 +214,9 @@ def _result(scored: list[Scored], left: dict[str, str]) -> dict[str, Any]:
     return {
         "commit": commit,
         "changed_since": _changed(),
-        "distinct": len({(json.dumps(rows_by_id[item.id].spec, sort_keys=True), rows_by_id[item.id].config) for item in scored}),
+        "distinct": len(
+            {(json.dumps(rows_by_id[item.id].spec, sort_keys=True), rows_by_id[item.id].config) for item in scored}
+        ),
         "summary": {name: summary(scored, name) for name in quantities},
         "rows": rows,
         "not_scored": left,
