@@ -33,8 +33,7 @@ STORED = _ROOT / "benchmarks" / "results" / "published_accuracy.json"
 _LOOP = (
     "What the sources did and a trial does not is followed by `published_trace.py`: dropout of the adapters, fp32 adapters",
     "from PEFT 0.12 on, `use_cache` left on. The last was noticed on the santacoder rows and then confirmed in the launcher's",
-    "history",
-    "(fms-hf-tuning turned it off in April 2025, after these runs).",
+    "history (fms-hf-tuning turned it off in April 2025, after these runs).",
 )
 UNDER = 0.03
 """An under-prediction beyond this share is one that may cost a run."""
@@ -209,12 +208,13 @@ def main() -> int:
 def _result(scored: list[Scored], left: dict[str, str]) -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()
     rows = [asdict(item) | {"errors": {name: round(value.error, 6) for name, value in item.scores.items()}} for item in scored]
-    rows_by_id = {row.id: row for row in load()}
+    done = {item.id for item in scored}
+    specs = {(json.dumps(row.spec, sort_keys=True), row.config) for row in load() if row.id in done}
     quantities = ("allocated", "reserved", "device", "end_allocated")
     return {
         "commit": commit,
         "changed_since": _changed(),
-        "distinct": len(
+        "distinct": len(specs),
             {(json.dumps(rows_by_id[item.id].spec, sort_keys=True), rows_by_id[item.id].config) for item in scored}
         ),
         "summary": {name: summary(scored, name) for name in quantities},
