@@ -215,8 +215,6 @@ def _result(scored: list[Scored], left: dict[str, str]) -> dict[str, Any]:
         "commit": commit,
         "changed_since": _changed(),
         "distinct": len(specs),
-            {(json.dumps(rows_by_id[item.id].spec, sort_keys=True), rows_by_id[item.id].config) for item in scored}
-        ),
         "summary": {name: summary(scored, name) for name in quantities},
         "rows": rows,
         "not_scored": left,
