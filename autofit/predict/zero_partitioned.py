@@ -41,8 +41,8 @@ class PartitionedRank:
     def step(self, moments: Sequence[Moment], meter: Meter) -> None:
         """One steady optimizer step."""
         self._order = [(m.index, tuple(self.of_module.get(m.index, ()))) for m in moments if m.kind in _ON]
-        for _ in range(self.settings.gradient_accumulation_steps):
-            self._micro_step(moments, meter)
+        self._order_elements = [sum(self.parameters[k].elements for k in found) for _, found in self._order]
+        self._micro_step(moments, meter)  # each leaves what it found, so that all of them have the peaks of one
         meter.phase = "step"
         if not self.settings.offload_optimizer:
             self._update(meter)
@@ -50,6 +50,7 @@ class PartitionedRank:
     def _micro_step(self, moments: Sequence[Moment], meter: Meter) -> None:
         self._here = set(self.whole)  # parameters that are whole now
         self._flying: dict[int, list[object]] = {}  # parameter -> its gather: [flat bytes, parameters that hold it]
+        self._elements = sum(self.parameters[k].elements for k in self.whole)  # of what is whole or on its way
         self._users: dict[int, int] = {}  # parameter -> modules that are using it
         self._queue = deque((k, step) for step, (_, found) in enumerate(self._order) for k in found)
         self._fetched_for: dict[int, int] = {}
@@ -88,6 +89,7 @@ class PartitionedRank:
         meter.add(flat)
         for k in wanted:
             self._flying[k] = handle
+            self._elements += self.parameters[k].elements
 
     def _wait(self, k: int, meter: Meter) -> None:
         """Ends the gather of `k`: its flat buffer is copied out, and goes when the last parameter was asked for."""
@@ -122,8 +124,7 @@ class PartitionedRank:
         self._at += 1
 
     def _prefetch(self, meter: Meter) -> None:
-        here = sum(self.parameters[k].elements for k in self._here | set(self._flying))
-        room = min(self.settings.max_live_parameters - here, self.settings.prefetch_bucket_size)
+        room = min(self.settings.max_live_parameters - self._elements, self.settings.prefetch_bucket_size)
         wanted: list[int] = []
         elements = 0
         while self._queue and elements < room:
@@ -138,16 +139,17 @@ class PartitionedRank:
         """`release_sub_module`: what is neither persisted, nor promised by a prefetch, nor used again soon."""
         going = {k for k in self.of_module.get(module, []) if k not in self.whole}
         going = {k for k in going if self._fetched_for.get(k, -1) <= self._at}
-        passed = 0
-        for _, found in self._order[self._at :]:
-            if passed >= self.settings.max_reuse_distance or not going:
-                break
-            going.difference_update(found)
-            passed += sum(self.parameters[k].elements for k in found)
+        passed, at = 0, self._at
+        while at < len(self._order) and passed < self.settings.max_reuse_distance and going:
+            going.difference_update(self._order[at][1])
+            passed += self._order_elements[at]
+            at += 1
         for k in self.of_module.get(module, []):
             self._users[k] = max(0, self._users.get(k, 0) - 1)
             if k in going and k in self._here and not self._users[k]:
                 self._here.discard(k)
+                if k not in self._flying:
+                    self._elements -= self.parameters[k].elements
                 meter.held -= self._size(k)
 
     def _gradient(self, k: int, meter: Meter) -> None:

@@ -40,7 +40,7 @@ class ReplicatedRank:
 
     def step(self, moments: Sequence[Moment], meter: Meter) -> None:
         """One steady optimizer step."""
-        micro_steps = self.settings.gradient_accumulation_steps
+        micro_steps = min(3, self.settings.gradient_accumulation_steps)  # first, last and one of those between, all alike
         self._own: dict[int, int] = {}  # parameter -> bytes of a gradient in memory of its own
         self._buffers = 0  # bytes; made by the first gradient, they stay until a micro-step is reduced
         self._kept = 0  # gradients of the partition that the micro-steps before left
