@@ -16,6 +16,9 @@ Read in DeepSpeed 0.19.8: `runtime/zero/stage_1_and_2.py`, `stage3.py`, `partiti
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from autofit.errors import AutofitError
 from autofit.predict.zero_moments import Meter, Moment, Parameter
 from autofit.predict.zero_partitioned import PartitionedRank, persisted
@@ -30,6 +33,7 @@ __all__ = [
     "PartitionedRank",
     "ReplicatedRank",
     "ZeroBounds",
+    "ZeroHeld",
     "ZeroSettings",
     "ZeroTerms",
     "bare_moments",
@@ -38,6 +42,7 @@ __all__ = [
     "llamafactory_settings",
     "persisted_elements",
     "predict_zero",
+    "replay_zero",
     "resident_bytes",
     "with_activations",
 ]
@@ -69,6 +74,37 @@ class ZeroTerms:
             "optimizer_step": self.step_peak_bytes,
         }
         return max(peaks, key=lambda name: peaks[name])
+
+
+@dataclass(frozen=True)
+class ZeroHeld:
+    """What ZeRO holds on the worst rank from moment to moment, activations left out. Bytes."""
+
+    resident_bytes: int
+    resident_parts: dict[str, int]
+    before: npt.NDArray[np.int64]
+    """[moments] when each is reached, `resident_bytes` included."""
+    after: npt.NDArray[np.int64]
+    """[moments + 1] highest from each on until the next; the last is the optimizer step."""
+    backward: npt.NDArray[np.bool_]
+    """[moments] whether it belongs to the backward; the others are the forward's."""
+
+    def under(self, peaks: npt.ArrayLike, lives: npt.ArrayLike) -> ZeroTerms:
+        """The step's memory under activations.
+
+        Args:
+            peaks: [moments] highest activations since the moment before (`Moment.peak_bytes`).
+            lives: [moments] activations at the moment (`Moment.live_bytes`).
+        """
+        live = np.asarray(lives)
+        use = np.maximum(self.before + np.asarray(peaks), self.after[:-1] + live)
+        return ZeroTerms(
+            resident_bytes=self.resident_bytes,
+            forward_peak_bytes=int(use[~self.backward].max(initial=self.resident_bytes)),
+            backward_peak_bytes=int(use[self.backward].max(initial=self.resident_bytes)),
+            step_peak_bytes=max(self.resident_bytes, int(self.after[-1] + live[-1])),
+            resident_parts=dict(self.resident_parts),
+        )
 
 
 @dataclass(frozen=True)
@@ -113,8 +149,18 @@ def predict_zero(settings: ZeroSettings, parameters: Sequence[Parameter], moment
     Raises:
         AutofitError: stage 0 (use `ddp_terms`), no trainable parameter, or a moment that names none.
     """
-    _checked(settings, parameters)
     moments = list(moments) or bare_moments(parameters)
+    held = replay_zero(settings, parameters, moments)
+    return held.under([moment.peak_bytes for moment in moments], [moment.live_bytes for moment in moments])
+
+
+def replay_zero(settings: ZeroSettings, parameters: Sequence[Parameter], moments: Sequence[Moment]) -> ZeroHeld:
+    """What ZeRO holds at each of the moments; their bytes are not read, so that one replay serves all shapes of a variant.
+
+    Raises:
+        AutofitError: as `predict_zero`.
+    """
+    _checked(settings, parameters)
     for moment in moments:
         if moment.kind == "grad" and not 0 <= moment.index < len(parameters):
             raise AutofitError(f"moment names parameter {moment.index}, but there are {len(parameters)}; trace the model again")
@@ -123,13 +169,17 @@ def predict_zero(settings: ZeroSettings, parameters: Sequence[Parameter], moment
         if settings.stage == 3
         else [ReplicatedRank(settings, parameters, rank) for rank in range(settings.ranks)]
     )
-    meters = [_run(rank, moments) for rank in ranks]
-    return ZeroTerms(
-        resident_bytes=max(meter.resident for meter in meters),
-        forward_peak_bytes=max(meter.peaks["forward"] for meter in meters),
-        backward_peak_bytes=max(meter.peaks["backward"] for meter in meters),
-        step_peak_bytes=max(meter.peaks["step"] for meter in meters),
+    meters = []
+    for rank in ranks:
+        meters.append(meter := Meter(len(moments)))
+        rank.step(moments, meter)
+    resident = np.array([[rank.resident] for rank in ranks])
+    return ZeroHeld(
+        resident_bytes=int(resident.max()),
         resident_parts=dict(ranks[0].parts),
+        before=np.max(resident + [meter.before for meter in meters], axis=0),
+        after=np.max(resident + [meter.after for meter in meters], axis=0),
+        backward=np.array(meters[0].backward),
     )
 
 
@@ -223,12 +273,6 @@ def ddp_terms(
 def persisted_elements(settings: ZeroSettings, parameters: Sequence[Parameter]) -> int:
     """Elements of the parameters that stage 3 keeps whole."""
     return sum(parameters[k].elements for k in persisted(settings, parameters))
-
-
-def _run(rank: ReplicatedRank | PartitionedRank, moments: Sequence[Moment]) -> Meter:
-    meter = Meter(rank.resident)
-    rank.step(moments, meter)
-    return meter
 
 
 def _checked(settings: ZeroSettings, parameters: Sequence[Parameter]) -> None:

@@ -1,4 +1,4 @@
-"""The common language of the ZeRO replays: parameters, moments of the one-rank trace, and a meter of bytes."""
+"""The common language of the ZeRO replays: parameters, moments of the one-rank trace, and a meter of what is held beside it."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -36,19 +36,25 @@ class Moment:
 
 
 class Meter:
-    """Bytes in use: what ZeRO holds beside `resident`, on top of the activations of the trace."""
+    """Follows the bytes that one rank holds beside what is resident, from moment to moment of a step.
 
-    def __init__(self, resident: int) -> None:
-        self.resident = resident
+    What ZeRO holds does not depend on the activations around it, so the figures of a meter serve every shape of a batch.
+    """
+
+    def __init__(self, moments: int) -> None:
         self.held = 0
-        self.activations = 0
         self.phase = "forward"
-        self.peaks = {"forward": resident, "backward": resident, "step": resident}
+        self.before = [0] * moments
+        """Bytes held when a moment was reached; the highest over micro-steps."""
+        self.after = [0] * (moments + 1)
+        """Highest bytes from a moment on until the next; the last entry is the optimizer step."""
+        self.backward = [False] * moments
+        self._at = 0
 
-    def see(self, extra: int = 0, activations: int | None = None) -> None:
+    def see(self, extra: int = 0) -> None:
         """Notes the use now, with `extra` bytes for a moment."""
-        now = self.resident + self.held + extra + (self.activations if activations is None else activations)
-        self.peaks[self.phase] = max(self.peaks[self.phase], now)
+        at = -1 if self.phase == "step" else self._at
+        self.after[at] = max(self.after[at], self.held + extra)
 
     def add(self, size: int) -> None:
         """Allocates (or frees, when negative)."""
@@ -56,7 +62,9 @@ class Meter:
         if size > 0:
             self.see()
 
-    def reach(self, moment: Moment) -> None:
+    def reach(self, at: int) -> None:
         """Goes on to a moment of the trace."""
-        self.see(activations=moment.peak_bytes)
-        self.activations = moment.live_bytes
+        self._at = at
+        self.before[at] = max(self.before[at], self.held)
+        self.after[at] = max(self.after[at], self.held)
+        self.backward[at] = self.phase == "backward"

@@ -59,10 +59,10 @@ class PartitionedRank:
         self._filled = 0
         self._own: dict[int, int] = {}
         meter.phase = "forward"
-        for moment in moments:
+        for at, moment in enumerate(moments):
             if moment.kind in {"backward", "grad"}:
                 meter.phase = "backward"
-            meter.reach(moment)
+            meter.reach(at)
             if moment.kind in _ON:
                 self._fetch(moment.index, meter)
             elif moment.kind in _OFF:

@@ -57,10 +57,10 @@ class ReplicatedRank:
         self._copied = 0
         consume = settings.stage == 2 or (boundary and settings.overlap)
         meter.phase = "forward"
-        for moment in moments:
+        for at, moment in enumerate(moments):
             if moment.kind in {"backward", "grad"}:
                 meter.phase = "backward"
-            meter.reach(moment)
+            meter.reach(at)
             if moment.kind == "grad":
                 self._gradient(moment.index, meter, consume=consume)
         meter.phase = "backward"

@@ -210,9 +210,11 @@ def test_every_phase_ends_where_it_began(parameters, stage, ranks, micro_steps, 
     terms = predict_zero(setup, parameters, [])
     assert min(terms.forward_peak_bytes, terms.backward_peak_bytes, terms.step_peak_bytes) >= terms.resident_bytes
     rank = PartitionedRank(setup, parameters) if stage == 3 else ReplicatedRank(setup, parameters, ranks - 1)
-    meter = Meter(rank.resident)
-    rank.step(bare_moments(parameters), meter)
-    first = dict(meter.peaks)
+    moments = bare_moments(parameters)
+    meter = Meter(len(moments))
+    rank.step(moments, meter)
+    first = (list(meter.before), list(meter.after))
     assert meter.held == 0
-    rank.step(bare_moments(parameters), meter)
-    assert (meter.held, meter.peaks) == (0, first)
+    meter.phase = "forward"
+    rank.step(moments, meter)
+    assert (meter.held, (meter.before, meter.after)) == (0, first)
