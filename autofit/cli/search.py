@@ -21,8 +21,10 @@ def search(  # noqa: PLR0917 - one parameter a flag
     num_gpus: Annotated[int | None, typer.Option(min=1, help="Devices, one rank each; default: all that are visible.")] = None,
     global_batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per optimizer step, held constant.")] = None,
     device: Annotated[
-        Literal["auto", "cuda", "cpu"], typer.Option(help="auto: CUDA. cpu really trains (tiny models only).")
+        Literal["auto", "cuda", "cpu", "none"],
+        typer.Option(help="auto: CUDA if there is any, else none. cpu really trains (tiny models). none only predicts."),
     ] = "auto",
+    card: Annotated[str | None, typer.Option(help="With --device none: the card to plan for, for example a100-80gb.")] = None,
     python: Annotated[str | None, typer.Option(help="Interpreter of your training environment; default: this one.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search trials of the study in all; default 24.")] = None,
     time_limit: Annotated[str | None, typer.Option(help="No trial starts that would end later, for example 30m.")] = None,
@@ -34,8 +36,8 @@ def search(  # noqa: PLR0917 - one parameter a flag
     runs: Annotated[Path, typer.Option(help="Folder for the trials' files and logs.")] = Path("autofit-runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Find the fastest configuration that stays inside the memory budget, by running short trials."""
-    from autofit.cli import search_view
+    """Find the fastest configuration that stays inside the memory budget: by short trials, or without a GPU by prediction."""
+    from autofit.cli import search_view, survey_view
     from autofit.config.model import ModelRef
     from autofit.launch.local import Limits
     from autofit.store.store import Store
@@ -56,6 +58,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 "num-gpus": num_gpus,
                 "global-batch-size": global_batch_size,
                 "device": None if device == "auto" else device,
+                "card": card,
                 "sampler": sampler,
                 "seed": seed,
             }
@@ -69,6 +72,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 num_gpus=num_gpus,
                 global_batch_size=global_batch_size,
                 device=device,
+                card=card,
                 python=python,
                 sampler=sampler or "tpe",
                 seed=seed or 0,
@@ -76,6 +80,9 @@ def search(  # noqa: PLR0917 - one parameter a flag
             )
             plan = plan_study(request)
             store.create_study(plan.study)
+        if plan.study.hardware.device == "none":
+            survey_view.run(store, plan, as_json=as_json)
+            return
         with search_view.progress(plan, stop) as listener:
             report = run_search(store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits)
     _finish(report, as_json)

@@ -27,15 +27,8 @@ def progress(plan: Plan, stop: StopRule) -> Iterator["ProgressListener"]:
     """A listener that shows a live bar on a terminal and one line a trial elsewhere."""
     console = Console(stderr=True, highlight=False)
     study = plan.study
-    ranks = len(study.hardware.devices)
-    console.print(
-        f"study {study.name}: {study.model.label} on {ranks} x {study.hardware.devices[0].name} ({study.hardware.device}),"
-        f" budget {study.memory_budget_bytes:,} bytes ({format_bytes(study.memory_budget_bytes)}) a device,"
-        f" global batch {plan.legal.reference.global_batch_size}, {len(plan.legal.points)} legal configurations",
-        soft_wrap=True,
-    )
-    for note in plan.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+    for line in heading(plan):
+        console.print(line, soft_wrap=True)
     columns = (
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
@@ -44,6 +37,19 @@ def progress(plan: Plan, stop: StopRule) -> Iterator["ProgressListener"]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         yield ProgressListener(study, stop, console, bar)
+
+
+def heading(plan: Plan) -> list[str]:
+    """What is searched, in a line, and what the user should know before it starts."""
+    study = plan.study
+    devices = study.hardware.devices
+    where = "nothing is run" if study.hardware.device == "none" else study.hardware.device
+    line = (
+        f"study {study.name}: {study.model.label} on {len(devices)} x {devices[0].name} ({where}),"
+        f" budget {study.memory_budget_bytes:,} bytes ({format_bytes(study.memory_budget_bytes)}) a device,"
+        f" global batch {plan.legal.reference.global_batch_size}, {len(plan.legal.points)} legal configurations"
+    )
+    return [line, *(f"note: {note}" for note in plan.notes)]
 
 
 class ProgressListener:

@@ -21,7 +21,8 @@ class Device(Frozen):
 class Hardware(Frozen):
     """Where a study's trials run."""
 
-    device: Literal["cuda", "cpu"]
+    device: Literal["cuda", "cpu", "none"]
+    """`none`: nothing is run, and `devices` are those that are planned for."""
     devices: tuple[Device, ...]
     cpu_count: PositiveInt
     host_memory_bytes: PositiveInt

@@ -81,6 +81,8 @@ class SearchSpace(Frozen):
     dataset: DatasetRef | None = None
     num_gpus: PositiveInt | None = None
     """Devices; None: all that are visible."""
+    planned_gpus: PositiveInt = 1
+    """Devices to plan for where none is visible and `num_gpus` says nothing."""
     global_batch_size: PositiveInt | Literal["free"] | None = None
     """Samples per optimizer step, held constant, so that accumulation follows from it; None: what the reference multiplies to;
     `free`: whatever the knobs multiply to."""

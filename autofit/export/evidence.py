@@ -1,4 +1,4 @@
-"""What a trial proved, in lines of prose for the comments of an exported file. Says nothing that was not measured."""
+"""What a trial proved, in lines of prose for the comments of an exported file. What is only predicted is called so."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,13 +15,14 @@ NEVER_RUN = frozenset({"PREDICTED", "SKIPPED"})
 def evidence(source: Source) -> list[str]:
     """One fact a line: origin, outcome, memory against the budget, speed against the reference, data, device, software."""
     study, trial, result = source.study, source.trial, source.result
+    planned = "planned for " if study.hardware.device == "none" else ""
     return [
         f"autofit {study.autofit_version}: study {_one_line(study.name)}, trial {trial.trial_number} ({trial.purpose})",
         f"outcome: {_outcome(result)}{_when(trial.finished_at)}",
-        f"memory: {_memory(study, result)}",
+        f"memory: {_memory(study, trial, result)}",
         f"speed: {_speed(source)}",
         _data(source),
-        f"device: {source.spec.num_gpus} rank(s) on {_device(study)}",
+        f"device: {planned}{source.spec.num_gpus} rank(s) on {_device(study)}",
         f"engine: {study.engine}; {_versions(result)}",
     ]
 
@@ -30,10 +31,10 @@ def warning(result: TrialResult) -> str | None:
     """Why the files should not be trusted to run, if the trial did not run to its end."""
     if result.outcome == "COMPLETED":
         return None
+    if result.outcome == "PREDICTED":
+        return "PREDICTED: this configuration was never run; search where the GPUs are to measure it"
     if result.outcome in NEVER_RUN:
-        return (
-            f"NOT MEASURED: this configuration is {result.outcome}, it was never run; exported because its number was asked for"
-        )
+        return f"NOT A FIT: this configuration was never run ({result.message}); exported because its number was asked for"
     return f"NOT A FIT: this configuration ended {_outcome(result)}; exported because its number was asked for"
 
 
@@ -54,7 +55,13 @@ def _when(moment: datetime | None) -> str:
     return f" on {moment:%Y-%m-%d %H:%M %Z}".rstrip() if moment else ""
 
 
-def _memory(study: StudyRecord, result: TrialResult) -> str:
+def _memory(study: StudyRecord, trial: TrialRecord, result: TrialResult) -> str:
+    if result.outcome in NEVER_RUN:
+        budget = f"budget {format_bytes(study.memory_budget_bytes)} a rank ({format_bytes(study.gpu_mem_bytes)} asked for)"
+        if trial.prediction is None:
+            return f"not predicted, {budget}"
+        peak, high = trial.prediction.peak_device_bytes, trial.prediction.peak_device_bytes_high
+        return f"predicted peak {format_bytes(peak)}, at most {format_bytes(high)}, {budget}"
     limit = f"; enforced by {result.memory_limit}" if result.memory_limit else "; not enforced"
     budget = f"budget {format_bytes(study.memory_budget_bytes)} a rank ({format_bytes(study.gpu_mem_bytes)} asked for){limit}"
     if result.peak_device_bytes is None:
@@ -65,6 +72,8 @@ def _memory(study: StudyRecord, result: TrialResult) -> str:
 
 def _speed(source: Source) -> str:
     result = source.result
+    if result.outcome in NEVER_RUN:
+        return _predicted_speed(source)
     if result.samples_per_second is None or result.tokens_per_second is None:
         return "not measured"
     text = (
@@ -81,6 +90,19 @@ def _speed(source: Source) -> str:
         return f"{text}; no speed of the reference to compare with{ended}"
     theirs = reference.result.samples_per_second
     return f"{text}; {ratio:.2f} x the reference (trial {reference.trial_number}, {theirs:.4g} samples/s)"
+
+
+def _predicted_speed(source: Source) -> str:
+    told = source.trial.prediction
+    if told is None:
+        return "not predicted"
+    text = f"predicted {told.samples_per_second:.4g} samples/s, {format_seconds(told.step_time_seconds)} an optimizer step"
+    text += f" on a {told.device_model}"
+    theirs = source.reference.prediction if source.reference else None
+    if theirs is None or source.reference is None or source.reference.trial_number == source.trial.trial_number:
+        return text
+    ratio = told.samples_per_second / theirs.samples_per_second
+    return f"{text}; {ratio:.2f} x the reference (trial {source.reference.trial_number}), predicted as well"
 
 
 def _data(source: Source) -> str:

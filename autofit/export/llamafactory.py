@@ -54,7 +54,7 @@ def command(source: Source, out_dir: Path) -> str:
     file = shlex.quote(str(out_dir / FILE))
     if needs_torchrun(source.spec):
         return f"FORCE_TORCHRUN=1 NPROC_PER_NODE={source.spec.num_gpus} llamafactory-cli train {file}"
-    if source.study.hardware.device == "cuda":
+    if source.study.hardware.device != "cpu":
         return f"CUDA_VISIBLE_DEVICES=0 llamafactory-cli train {file}"
     return f"llamafactory-cli train {file}"
 
@@ -65,7 +65,7 @@ def needs_torchrun(spec: TrialSpec) -> bool:
 
 
 def _refuse(source: Source) -> None:
-    if source.spec.precision == "fp32" and source.study.hardware.device == "cuda":
+    if source.spec.precision == "fp32" and source.study.hardware.device != "cpu":
         raise UsageError(
             "LLaMA-Factory 0.9.5 does not train in fp32 on a GPU: without bf16 or fp16 it loads the weights in half precision; "
             "export with --launcher transformers, or search with precision bf16"

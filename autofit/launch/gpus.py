@@ -67,6 +67,12 @@ def detect(device: Literal["cuda", "cpu"], num_devices: int | None) -> Hardware:
     )
 
 
+def planned(device: Device, count: int) -> Hardware:
+    """`count` devices like `device` that are not here: what is planned for, on this host's figures."""
+    host = psutil.virtual_memory().total
+    return Hardware(device="none", devices=(device,) * count, cpu_count=os.cpu_count() or 1, host_memory_bytes=host)
+
+
 def used_bytes(device: Device) -> int:
     """Memory in use on a GPU, by anyone."""
     pynvml.nvmlInit()

@@ -11,7 +11,7 @@ answered from the cache in milliseconds.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,6 +101,15 @@ class Predictor:
             not_modelled=_not_modelled(spec, trace),
             versions=dict(trace.metadata["versions"]),
         )
+
+    def prepare(self, specs: Sequence[tuple[TrialSpec, Model]], progress: Callable[[int, int], None]) -> None:
+        """Traces what `specs` need and is not cached."""
+        for number, (spec, model) in enumerate(specs, start=1):
+            try:
+                self._trace(spec, model)
+            except AutofitError:
+                continue
+            progress(number, len(specs))
 
     def _trace(self, spec: TrialSpec, model: Model) -> SymbolicTrace:
         stack = {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}

@@ -1,6 +1,6 @@
 """The store: every study and trial, written by the driver alone, read by all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -128,8 +128,29 @@ class Store:
                     f"study '{record.study}' has tried this configuration already, as {record.purpose} trial {clash}"
                 )
             trial_id = connection.execute(insert(trials).values(row)).lastrowid
-            documents = {"spec": to_json(record.spec), "prediction": record.prediction and to_json(record.prediction)}
-            connection.execute(insert(trial_documents).values(trial_id=trial_id, **documents))
+            connection.execute(insert(trial_documents).values(trial_id=trial_id, **_documents(record)))
+
+    def add_trials(self, study: str, records: Sequence[TrialRecord]) -> None:
+        """Stores finished trials that were predicted and not run, all of them or none.
+
+        Raises:
+            StoreError: no such study, a number or a configuration that it has already, or a trial without a result.
+        """
+        with self._transaction(write=True) as connection:
+            found = self._study_row(connection, study)
+            for record in records:
+                if record.result is None or record.finished_at is None:
+                    raise StoreError(f"trial {record.trial_number} of study '{study}' has no result; start it instead")
+                row = trial_row(record, found["memory_budget_bytes"])
+                result = result_row(
+                    record.result,
+                    started_at=row["started_at"],
+                    finished_at=record.finished_at,
+                    memory_budget_bytes=found["memory_budget_bytes"],
+                    objective=found["objective"],
+                )
+                trial_id = connection.execute(insert(trials).values({"study_id": found["id"], **row, **result})).lastrowid
+                connection.execute(insert(trial_documents).values(trial_id=trial_id, **_documents(record)))
 
     def restart_trial(self, study: str, trial_number: int, started_at: datetime) -> TrialRecord:
         """Counts another attempt of a trial that was running when its driver died.
@@ -260,6 +281,12 @@ class Store:
         if row["state"] != "RUNNING":
             raise StoreError(f"trial {trial_number} of study '{study}' is finished already ({row['outcome']})")
         return row
+
+
+def _documents(record: TrialRecord) -> dict[str, str | None]:
+    """The columns of `trial_documents`."""
+    parts = {"spec": record.spec, "prediction": record.prediction, "result": record.result}
+    return {name: None if part is None else to_json(part) for name, part in parts.items()}
 
 
 def _whole_trials() -> Select[Any]:

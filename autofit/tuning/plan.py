@@ -11,20 +11,21 @@ from pydantic import ValidationError
 
 import autofit
 from autofit.config.base import describe, read_yaml
-from autofit.config.hardware import Hardware
+from autofit.config.hardware import Device, Hardware
 from autofit.config.model import Model, ModelRef, resolve_model
 from autofit.config.record import StudyRecord
 from autofit.config.space import DatasetRef, LegalSpace, SearchSpace, enumerate_space
-from autofit.errors import LaunchError, UsageError
+from autofit.errors import UsageError
 from autofit.launch import gpus
 from autofit.launch.environment import probe
+from autofit.predict.devices import device_model, for_memory
 from autofit.store.store import Store
 from autofit.units import format_bytes
 
 DEFAULT_SPACE = "qwen2_5_vl_7b"
 HEADROOM = 0.02
 """Share of the memory that is left free: what a run may need beyond what a short trial shows."""
-MIN_BUDGET_BYTES = {"cuda": 1024**3, "cpu": 32 * 1024**2}
+MIN_BUDGET_BYTES = {"cuda": 1024**3, "none": 1024**3, "cpu": 32 * 1024**2}
 """A CUDA context with its libraries takes about half a GiB before the first tensor."""
 
 
@@ -38,7 +39,8 @@ class SearchRequest:
     dataset: str | None = None
     num_gpus: int | None = None
     global_batch_size: int | None = None
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "cpu", "none"] = "auto"
+    card: str | None = None
     python: str | None = None
     sampler: str = "tpe"
     seed: int = 0
@@ -60,14 +62,15 @@ def plan_study(request: SearchRequest) -> Plan:
 
     Raises:
         UsageError: a space, model, device or budget that cannot be.
-        LaunchError: no GPU is visible, or the interpreter cannot run the trials.
+        LaunchError: the interpreter cannot run the trials.
     """
     space = _space(request)
     model = resolve_model(space.model)
-    hardware = gpus.detect(_device(request.device, model), space.num_gpus)
-    budget, notes = _budget(request.gpu_mem_bytes, hardware)
+    hardware, notes = _hardware(request, space, model)
+    budget, more = _budget(request.gpu_mem_bytes, hardware)
+    notes += more
     legal = enumerate_space(space, model, len(hardware.devices))
-    python = _interpreter(request.python, legal)
+    python = _interpreter(request.python, legal, runs=hardware.device != "none")
     now = datetime.now(UTC)
     study = StudyRecord(
         name=request.study or f"{space.name}-{now:%Y%m%d-%H%M%S}",
@@ -113,6 +116,7 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
         "seed": study.seed,
         "num-gpus": len(study.hardware.devices),
         "device": study.hardware.device,
+        "card": study.hardware.devices[0].name,
         "global-batch-size": study.space.global_batch_size,
         "model": study.space.model,
     }
@@ -122,7 +126,9 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
                 f"study {study.name} was started with --{name} {_shown(stored[name])}, not {_shown(value)}; start another with"
                 " --study NAME"
             )
-    hardware = gpus.detect(study.hardware.device, len(study.hardware.devices))
+    hardware = study.hardware
+    if study.hardware.device != "none":
+        hardware = gpus.detect(study.hardware.device, len(study.hardware.devices))
     if [device.name for device in hardware.devices] != [device.name for device in study.hardware.devices]:
         raise UsageError(
             f"study {study.name} was measured on {study.hardware.devices[0].name}, this is {hardware.devices[0].name}"
@@ -169,20 +175,32 @@ def _dataset(text: str, known: DatasetRef | None) -> DatasetRef:
     raise UsageError(f"--dataset {text}: {file.parent / 'dataset_info.json'} lists no such file; it lists {', '.join(entries)}")
 
 
-def _device(wanted: Literal["auto", "cuda", "cpu"], model: Model) -> Literal["cuda", "cpu"]:
-    if wanted == "auto":
-        if gpus.cuda_devices():
-            return "cuda"
-        raise LaunchError(
-            f"no CUDA GPU is visible, so {model.label} cannot be tried here; run this on the GPU machine (`autofit doctor` says"
-            " what it sees), or watch a search on the CPU: autofit search --space tiny_qwen2_5_vl --device cpu --gpu-mem 400MB"
-        )
-    if wanted == "cpu" and not model.is_tiny:
+def _hardware(request: SearchRequest, space: SearchSpace, model: Model) -> tuple[Hardware, list[str]]:
+    """What the trials run on, or what is planned for where nothing can be run, and what to say about it."""
+    device = request.device
+    if device == "auto":
+        device = "cuda" if gpus.cuda_devices() else "none"
+    if device == "cpu" and not model.is_tiny:
         raise UsageError(
-            f"--device cpu really trains, and {model.label} is too large for that; take a GPU, or a tiny model"
-            " (--space tiny_qwen2_5_vl)"
+            f"--device cpu really trains, and {model.label} is too large for that; take a GPU, a tiny model"
+            " (--space tiny_qwen2_5_vl), or --device none, which predicts"
         )
-    return wanted
+    if device != "none":
+        if request.card is not None:
+            raise UsageError(
+                f"--card {request.card}: only --device none plans for a card; trials run on the device that is here"
+            )
+        return gpus.detect(device, space.num_gpus), []
+    card = device_model(request.card) if request.card else for_memory(request.gpu_mem_bytes)
+    count = space.num_gpus or space.planned_gpus
+    notes = ["nothing is run here: every figure is predicted; run the same command where the GPUs are to measure"]
+    if request.device == "auto":
+        notes[0] = f"no CUDA GPU is visible; {notes[0]}"
+    said = [f"{count} devices" if space.num_gpus is None else "", card.name if request.card is None else ""]
+    if assumed := ", ".join(filter(None, said)):
+        notes.append(f"assumed: {assumed}; --num-gpus and --card say otherwise")
+    one = Device(index=0, uuid="planned", name=card.name, memory_bytes=card.memory_bytes)
+    return gpus.planned(one, count), notes
 
 
 def _budget(gpu_mem_bytes: int, hardware: Hardware) -> tuple[int, list[str]]:
@@ -205,11 +223,11 @@ def _budget(gpu_mem_bytes: int, hardware: Hardware) -> tuple[int, list[str]]:
     return budget, notes
 
 
-def _interpreter(python: str | None, legal: LegalSpace) -> str:
-    """The training environment's interpreter, asked for what the space's trials need."""
+def _interpreter(python: str | None, legal: LegalSpace, *, runs: bool) -> str:
+    """The training environment's interpreter, asked for what the space's trials (or only their predictions) need."""
     environment = probe(python or sys.executable)
     methods: set[str] = {point.method for point in legal.points}
-    stages: set[int] = {point.zero_stage for point in legal.points}
+    stages: set[int] = {point.zero_stage for point in legal.points} if runs else set()
     if missing := environment.missing(methods, stages):
         raise UsageError(
             f"{environment.python} lacks {', '.join(missing)}, which the trials need; install them there, or name your training"

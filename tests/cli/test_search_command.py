@@ -60,14 +60,6 @@ def test_no_winner_is_exit_1_with_the_way_on(autofit: Run, tiny: list[str]) -> N
     assert "autofit search --resume --study s" in only_line(done)
 
 
-def test_without_a_gpu_the_7b_says_what_is_missing_and_what_to_run(autofit: Run) -> None:
-    done = autofit("search", "--gpu-mem", "80GB")
-    assert done.returncode == 1
-    line = only_line(done)
-    assert "no CUDA GPU is visible" in line and "autofit doctor" in line and "--space tiny_qwen2_5_vl --device cpu" in line
-    assert done.stdout == ""
-
-
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
