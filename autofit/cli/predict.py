@@ -63,14 +63,24 @@ def explain(
     gpu_mem: Annotated[str, typer.Option(help="Budget, for example 24GB.")],
     card: Card = None,
     python: Python = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw memory over the step into this file: .png, .svg or .html.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain a configuration's memory: terms, verdict, and what makes it fit; exit 1 when it does not."""
+    from autofit.report import picture as drawing
     from autofit.tuning import forecast
     from autofit.units import parse_bytes
 
     budget = parse_bytes(gpu_mem)
+    if picture:
+        drawing.check_target(picture)
     found = forecast.explain(forecast.read_spec(spec), _predictor(python, card), budget, output.remark)
+    if picture:
+        step = drawing.Step(found.spec.model.label, found.spec, found.prediction, found.timeline, budget)
+        drawing.write(step, picture)
+        output.remark(f"drew {picture}")
     if as_json:
         output.print_json(_document(found, budget))
     else:
@@ -95,6 +105,9 @@ def _show(found: "Explanation", budget: int) -> None:
     terms = sorted(prediction.terms.items(), key=lambda item: -item[1])
     share = sum(prediction.terms.values())
     output.print_table(["term", "bytes", "share"], [[name, format_bytes(size), f"{size / share:.0%}"] for name, size in terms])
+    sys.stdout.write("\n")
+    phases = found.timeline.phases
+    output.print_table(["phase", "allocated at most"], [[name, format_bytes(size)] for name, size in phases.items()])
     output.print_section(
         "predicted (nothing was run)",
         [
@@ -133,6 +146,7 @@ def _document(found: "Explanation", budget: int) -> dict[str, Any]:
         "memory_budget_bytes": budget,
         "shortfall_bytes": max(0, found.shortfall_bytes),
         "prediction": found.prediction.model_dump(),
+        "phases": found.timeline.phases,
         "remedies": [
             {
                 "change": item.change,

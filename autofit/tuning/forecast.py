@@ -15,6 +15,7 @@ from autofit.config.prediction import Prediction
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
 from autofit.predict.predictor import Predictor
+from autofit.predict.timeline import Timeline
 
 MIN_CUTOFF_LEN = 64
 
@@ -48,6 +49,8 @@ class Explanation:
 
     spec: TrialSpec
     prediction: Prediction
+    timeline: Timeline
+    """Allocated memory over a step, and the highest of each phase."""
     shortfall_bytes: int
     """Bytes by which the upper end of the prediction exceeds the budget; 0 or less: it fits."""
     remedies: tuple[Remedy, ...]
@@ -99,9 +102,10 @@ def explain(spec: TrialSpec, predictor: Predictor, gpu_mem_bytes: int, said: Cal
     model = resolve_model(spec.model)
     spec = canonical(spec, model)
     prediction = predictor.predict(spec, model, gpu_mem_bytes)
+    timeline = predictor.timeline(spec, model)
     shortfall = prediction.peak_device_bytes_high - gpu_mem_bytes
     if shortfall <= 0:
-        return Explanation(spec, prediction, shortfall, ())
+        return Explanation(spec, prediction, timeline, shortfall, ())
     remedies = []
     for change, changed in single_changes(spec, model):
         said(f"trying {change}")
@@ -114,7 +118,7 @@ def explain(spec: TrialSpec, predictor: Predictor, gpu_mem_bytes: int, said: Cal
             price = after.samples_per_second / prediction.samples_per_second
             remedies.append(Remedy(change, changed, after, tuple(training_changes(changed, spec)), price))
     remedies.sort(key=lambda remedy: (len(remedy.training), -remedy.price))
-    return Explanation(spec, prediction, shortfall, tuple(remedies))
+    return Explanation(spec, prediction, timeline, shortfall, tuple(remedies))
 
 
 def single_changes(spec: TrialSpec, model: Model) -> Sequence[tuple[str, TrialSpec]]:
