@@ -58,7 +58,7 @@ def predict(
         raise typer.Exit(1)
 
 
-def explain(
+def explain(  # noqa: PLR0917 - the flags
     spec: Spec,
     gpu_mem: Annotated[str, typer.Option(help="Budget, for example 24GB.")],
     card: Card = None,
@@ -132,12 +132,15 @@ def _show(found: "Explanation", budget: int) -> None:
             [
                 item.change,
                 format_bytes(item.prediction.peak_device_bytes_high),
-                f"{item.price:.2f}x",
+                f"{item.price:.2f}x{' *' if item.not_modelled else ''}",
                 "; ".join(item.training) or "same",
             ]
             for item in found.remedies
         ]
         output.print_table(["change", "device at most", "speed", "training"], rows)
+        left_out = dict.fromkeys(item for remedy in found.remedies for item in remedy.not_modelled)
+        if left_out:
+            sys.stdout.write(f"* not modelled there: {'; '.join(left_out)}\n")
 
 
 def _document(found: "Explanation", budget: int) -> dict[str, Any]:
@@ -153,6 +156,7 @@ def _document(found: "Explanation", budget: int) -> dict[str, Any]:
                 "peak_device_bytes_high": item.prediction.peak_device_bytes_high,
                 "samples_per_second_ratio": item.price,
                 "training_changes": list(item.training),
+                "not_modelled": list(item.not_modelled),
                 "spec": item.spec.model_dump(mode="json"),
             }
             for item in found.remedies

@@ -224,4 +224,6 @@ def _not_modelled(spec: TrialSpec, trace: SymbolicTrace) -> list[str]:
         named.append("the time of moving offloaded state to the host and back")
     if spec.zero_stage:
         named.append("the time of DeepSpeed's own optimizer kernels")
+        if not spec.optimizer.startswith("adamw_torch"):
+            named.append(f"the state of {spec.optimizer} under ZeRO: that of AdamW is counted")
     return named

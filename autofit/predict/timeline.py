@@ -1,11 +1,12 @@
 """Allocated memory over one optimizer step, event by event and by term: what the picture of `explain` shows.
 
-The one-rank trace gives it as it is. Under ZeRO the replay of `zero*.py` is listened to: its resident parts, its own buffers and
-the activations of the trace, moment by moment. Either way the highest point is the peak that the prediction reports.
+The one-rank trace gives it as it is. Under ZeRO the replay of `zero*.py` is listened to: its resident parts, its own buffers
+and the activations of the trace, moment by moment. Either way the highest point is the peak that the prediction reports.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ class Timeline:
         count = segment.stop - segment.start
         edges = np.unique(np.linspace(segment.start, segment.stop, min(bins, count) + 1).astype(int))
         allocated = self.allocated
-        chosen = [a + int(np.argmax(allocated[a:b])) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        chosen = [a + int(np.argmax(allocated[a:b])) for a, b in pairwise(edges.tolist())]
         result: Int64 = self.use[chosen]
         return result
 
@@ -110,7 +111,7 @@ def traced_timeline(
     first_step = bool(total[first].max() > total[steady].max() + 0.5)
     where = first if first_step else steady
     shown = np.rint(use[where]).astype(np.int64)
-    kept = shown.any(axis=0)
+    kept = [bool(column.any()) for column in shown.T]
     not_shown = () if accumulation <= traced else (_alike(traced + 1, accumulation, "the second"),)
     return Timeline(
         terms=tuple(name for name, keep in zip((*trace.categories, *extra), kept, strict=True) if keep),
@@ -226,22 +227,14 @@ def _first_last_and_highest(whole: Timeline) -> Timeline:
         start += count
     missing = whole.micro_batches - len(wanted - {None})
     not_shown = (f"{missing} of {whole.micro_batches} micro-batches, none of which is higher", *whole.not_shown)
-    return Timeline(
-        terms=whole.terms,
-        use=np.concatenate(rows),
-        segments=tuple(segments),
-        first_step=whole.first_step,
-        micro_batches=whole.micro_batches,
-        phases=whole.phases,
-        not_shown=not_shown,
-    )
+    return replace(whole, use=np.concatenate(rows), segments=tuple(segments), not_shown=not_shown)
 
 
 def _segments(phase: Sequence[str]) -> tuple[Segment, ...]:
     """Runs of equal phases; every forward begins a micro-batch."""
     borders = [place for place in range(len(phase)) if place == 0 or phase[place] != phase[place - 1]] + [len(phase)]
     result, micro_batch = [], 0
-    for start, stop in zip(borders[:-1], borders[1:], strict=True):
+    for start, stop in pairwise(borders):
         name = phase[start]
         micro_batch += name == "forward"
         result.append(Segment(name, micro_batch if name in {"forward", "backward"} else None, start, stop))

@@ -10,14 +10,17 @@ if TYPE_CHECKING:
     from autofit.report.picture import Step
 
 _STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --ink: #1f2328; --muted: #59636e; --line: #d1d9e0; }
-@media (prefers-color-scheme: dark) { :root { --ground: #0d1117; --ink: #e6edf3; --muted: #9198a1; --line: #3d444d; } }
+:root { color-scheme: light dark; --ground: #fff; --ink: #1f2328; --muted: #59636e; --line: #d1d9e0;
+  --over: #cf222e; --within: #1a7f37; }
+@media (prefers-color-scheme: dark) { :root { --ground: #0d1117; --ink: #e6edf3; --muted: #9198a1; --line: #3d444d;
+  --over: #ff7b72; --within: #56d364; } }
 body { background: var(--ground); color: var(--ink); font: 15px/1.45 system-ui, sans-serif; max-width: 1200px;
   margin: 1.5rem auto; padding: 0 1rem; }
 svg { width: 100%; height: auto; }
 .picture { overflow-x: auto; } .picture svg { min-width: 760px; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
-table { border-collapse: collapse; } caption { text-align: left; font-weight: 600; padding: .4rem 0; }
+table { border-collapse: collapse; } caption { text-align: left; font-weight: 600; padding: .4rem 0; white-space: nowrap; }
+h2 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); font-weight: 400; }
 td { text-align: right; font-variant-numeric: tabular-nums; } thead th { color: var(--muted); }
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .5em; }

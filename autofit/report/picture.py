@@ -94,8 +94,8 @@ def svg(step: Step) -> str:
     """The picture as an `<svg>` element without a ground, whose text and lines take the colours of the page around it."""
     text = _drawn(step, "svg", transparent=True).decode()
     text = text[text.index("<svg") :]
-    for colour, variable in ((_INK, "var(--ink)"), (_MUTED, "var(--muted)"), (_GROUND, "var(--ground)")):
-        text = text.replace(colour, variable)
+    for colour, name in {_INK: "ink", _MUTED: "muted", _GROUND: "ground", _OVER: "over", _WITHIN: "within"}.items():
+        text = text.replace(colour, f"var(--{name})")
     return text
 
 
@@ -146,7 +146,7 @@ def _borders(segments: Sequence[Segment]) -> npt.NDArray[np.float64]:
 
 
 def curve(timeline: Timeline) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """What is drawn: ([points] positions in 0..1, [points, terms] bytes, in the order of `words.stacked`); steps to the right."""
+    """What is drawn, each point up to the next: ([points] positions in 0..1, [points, terms] bytes as `words.stacked`)."""
     borders = _borders(timeline.segments)
     places, rows = [], []
     for number, segment in enumerate(timeline.segments):
@@ -201,11 +201,9 @@ def _draw_budget(step: Step, axes: "Axes", unit: int, top: float) -> None:
         axes.text(0.008, top * 0.985, text, color=_OVER, va="top", weight="bold", path_effects=_halo(), zorder=6)
         return
     axes.axhline(budget, color=_OVER, linewidth=1.8, zorder=5)
-    axes.axhspan(room / unit, budget, facecolor="none", edgecolor=_OVER, hatch="////", alpha=0.45, linewidth=0, zorder=4)
+    axes.axhspan(room / unit, budget, facecolor="none", edgecolor=_OVER, hatch="////", alpha=0.6, linewidth=0, zorder=4)
     axes.axhline(room / unit, color=_OVER, linewidth=0.9, linestyle=(0, (5, 3)), zorder=5)
-    axes.text(
-        0.008, budget + top * 0.01, label, color=_OVER, va="bottom", weight="bold", path_effects=_halo(), zorder=6
-    )
+    axes.text(0.008, budget + top * 0.01, label, color=_OVER, va="bottom", weight="bold", path_effects=_halo(), zorder=6)
     text = f"tensors may reach {format_bytes(room)}"
     axes.text(0.008, room / unit - top * 0.012, text, color=_OVER, va="top", path_effects=_halo(), zorder=6)
 
