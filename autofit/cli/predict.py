@@ -132,7 +132,7 @@ def _show(found: "Explanation", budget: int) -> None:
             [
                 item.change,
                 format_bytes(item.prediction.peak_device_bytes_high),
-                f"{item.price:.2f}x{' *' if item.not_modelled else ''}",
+                f"{'<= ' * item.moves_to_host}{item.price:.2f}x{' *' if item.not_modelled else ''}",
                 "; ".join(item.training) or "same",
             ]
             for item in found.remedies

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,8 @@ _FAR = 3.0
 """A budget of more than this many times the peak is named, not drawn: the stack would be a line at the bottom."""
 _INK, _MUTED, _GROUND = "#1f2328", "#6e7781", "#fffffe"
 _OVER, _WITHIN = "#cf222e", "#1a7f37"
+_PLATE = {"facecolor": _GROUND, "edgecolor": "none", "alpha": 0.78, "pad": 1.2}
+"""Under words that stand over the stack."""
 _SETTINGS = {
     "font.family": "sans-serif",
     "font.size": 9.0,
@@ -198,14 +200,14 @@ def _draw_budget(step: Step, axes: "Axes", unit: int, top: float) -> None:
     label = f"budget {format_bytes(step.budget_bytes)}"
     if budget > top:
         text = f"{label} (tensors may reach {format_bytes(room)}): above this picture"
-        axes.text(0.008, top * 0.985, text, color=_OVER, va="top", weight="bold", path_effects=_halo(), zorder=6)
+        axes.text(0.008, top * 0.985, text, color=_OVER, va="top", weight="bold", bbox=_PLATE, zorder=6)
         return
     axes.axhline(budget, color=_OVER, linewidth=1.8, zorder=5)
     axes.axhspan(room / unit, budget, facecolor="none", edgecolor=_OVER, hatch="////", alpha=0.6, linewidth=0, zorder=4)
     axes.axhline(room / unit, color=_OVER, linewidth=0.9, linestyle=(0, (5, 3)), zorder=5)
-    axes.text(0.008, budget + top * 0.01, label, color=_OVER, va="bottom", weight="bold", path_effects=_halo(), zorder=6)
+    axes.text(0.008, budget + top * 0.01, label, color=_OVER, va="bottom", weight="bold", bbox=_PLATE, zorder=6)
     text = f"tensors may reach {format_bytes(room)}"
-    axes.text(0.008, room / unit - top * 0.012, text, color=_OVER, va="top", path_effects=_halo(), zorder=6)
+    axes.text(0.008, room / unit - top * 0.012, text, color=_OVER, va="top", bbox=_PLATE, zorder=6)
 
 
 def _draw_peak(timeline: Timeline, axes: "Axes", unit: int) -> None:
@@ -224,7 +226,7 @@ def _draw_peak(timeline: Timeline, axes: "Axes", unit: int) -> None:
         fontsize=10,
         weight="bold",
         color=_INK,
-        path_effects=_halo(),
+        bbox=_PLATE,
         zorder=8,
     )
 
@@ -257,13 +259,6 @@ def _draw_table(step: Step, figure: "Figure") -> None:
         figure.text(left + 0.021, y, row.name, color=ink, va="center", weight=weight)
         figure.text(right, y, words.size(row.size), color=ink, va="center", ha="right", weight=weight)
         y -= line
-
-
-def _halo() -> list[Any]:
-    """Keeps words readable over the stack."""
-    from matplotlib.patheffects import withStroke
-
-    return [withStroke(linewidth=3, foreground=_GROUND)]
 
 
 def _draw_words(step: Step, figure: "Figure") -> None:

@@ -82,7 +82,10 @@ def test_zero_phases_equal_those_of_the_replay(stage: int, offload: bool) -> Non
     settings: ZeroSettings = llamafactory_settings(stage, 3, 64, gradient_accumulation_steps=5, offload_optimizer=offload)
     settings = replace(settings, reduce_bucket_size=min(settings.reduce_bucket_size, 40_000))
     moments = bare_moments(parameters)
-    expected, timeline = predict_zero(settings, parameters, moments), zero_timeline(settings, parameters, moments, {"workspace": 7})
+    expected, timeline = (
+        predict_zero(settings, parameters, moments),
+        zero_timeline(settings, parameters, moments, {"workspace": 7}),
+    )
     assert timeline.phases == {
         "forward": expected.forward_peak_bytes + 7,
         "backward": expected.backward_peak_bytes + 7,
