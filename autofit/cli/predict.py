@@ -58,19 +58,29 @@ def predict(
         raise typer.Exit(1)
 
 
-def explain(
+def explain(  # noqa: PLR0917 - the flags
     spec: Spec,
     gpu_mem: Annotated[str, typer.Option(help="Budget, for example 24GB.")],
     card: Card = None,
     python: Python = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw memory over the step into this file: .png, .svg or .html.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain a configuration's memory: terms, verdict, and what makes it fit; exit 1 when it does not."""
+    from autofit.report import picture as drawing
     from autofit.tuning import forecast
     from autofit.units import parse_bytes
 
     budget = parse_bytes(gpu_mem)
+    if picture:
+        drawing.check_target(picture)
     found = forecast.explain(forecast.read_spec(spec), _predictor(python, card), budget, output.remark)
+    if picture:
+        step = drawing.Step(found.spec.model.label, found.spec, found.prediction, found.timeline, budget)
+        drawing.write(step, picture)
+        output.remark(f"drew {picture}")
     if as_json:
         output.print_json(_document(found, budget))
     else:
@@ -95,6 +105,9 @@ def _show(found: "Explanation", budget: int) -> None:
     terms = sorted(prediction.terms.items(), key=lambda item: -item[1])
     share = sum(prediction.terms.values())
     output.print_table(["term", "bytes", "share"], [[name, format_bytes(size), f"{size / share:.0%}"] for name, size in terms])
+    sys.stdout.write("\n")
+    phases = found.timeline.phases
+    output.print_table(["phase", "allocated at most"], [[name, format_bytes(size)] for name, size in phases.items()])
     output.print_section(
         "predicted (nothing was run)",
         [
@@ -119,12 +132,15 @@ def _show(found: "Explanation", budget: int) -> None:
             [
                 item.change,
                 format_bytes(item.prediction.peak_device_bytes_high),
-                f"{item.price:.2f}x",
+                f"{'<= ' * item.moves_to_host}{item.price:.2f}x{' *' if item.not_modelled else ''}",
                 "; ".join(item.training) or "same",
             ]
             for item in found.remedies
         ]
         output.print_table(["change", "device at most", "speed", "training"], rows)
+        left_out = dict.fromkeys(item for remedy in found.remedies for item in remedy.not_modelled)
+        if left_out:
+            sys.stdout.write(f"* not modelled there: {'; '.join(left_out)}\n")
 
 
 def _document(found: "Explanation", budget: int) -> dict[str, Any]:
@@ -133,12 +149,14 @@ def _document(found: "Explanation", budget: int) -> dict[str, Any]:
         "memory_budget_bytes": budget,
         "shortfall_bytes": max(0, found.shortfall_bytes),
         "prediction": found.prediction.model_dump(),
+        "phases": found.timeline.phases,
         "remedies": [
             {
                 "change": item.change,
                 "peak_device_bytes_high": item.prediction.peak_device_bytes_high,
                 "samples_per_second_ratio": item.price,
                 "training_changes": list(item.training),
+                "not_modelled": list(item.not_modelled),
                 "spec": item.spec.model_dump(mode="json"),
             }
             for item in found.remedies

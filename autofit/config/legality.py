@@ -53,11 +53,14 @@ def refusal(spec: TrialSpec, model: Model) -> str | None:
 def training_changes(spec: TrialSpec, wanted: TrialSpec) -> list[str]:
     """How the training itself would differ from `wanted`: less of the data, other trained parts, less precision.
 
-    Empty for a spec that only runs the same training in another way. A longer cutoff_len is no change: nothing is lost.
+    Empty for a spec that only runs the same training in another way. A longer cutoff_len or a larger image is no change:
+    nothing is lost.
     """
     changes = []
     if spec.cutoff_len < wanted.cutoff_len:
         changes.append(f"cutoff_len {spec.cutoff_len} instead of {wanted.cutoff_len}")
+    if spec.images.max_pixels < wanted.images.max_pixels:
+        changes.append(f"images of at most {spec.images.max_pixels} pixels instead of {wanted.images.max_pixels}")
     if spec.method != wanted.method:
         changes.append(f"{spec.method} instead of {wanted.method}")
     else:

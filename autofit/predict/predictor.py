@@ -27,8 +27,9 @@ from autofit.predict.calibrate import Calibration, calibrate
 from autofit.predict.devices import DeviceModel, for_memory
 from autofit.predict.roofline import Constants, Job, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
+from autofit.predict.timeline import Timeline, phase_name, traced_timeline, zero_timeline
 from autofit.predict.variants import symbolic_trace, variant_key
-from autofit.predict.zero import ddp_terms, llamafactory_settings, predict_zero
+from autofit.predict.zero import ZeroSettings, ddp_terms, llamafactory_settings, predict_zero
 
 CONTEXT_BYTES = 512 * 2**20
 """A CUDA context with its loaded kernels; 0.4 to 0.6 GiB are seen, more on devices with more multiprocessors."""
@@ -70,12 +71,7 @@ class Predictor:
         Raises:
             AutofitError: the configuration cannot train, or cannot be modelled; says why.
         """
-        if model.config is None:
-            raise UsageError(f"{model.label} is known by its hub id only; give a folder with config.json, or a preset")
-        if reason := refusal(spec, model):
-            raise AutofitError(f"cannot train: {reason}")
-        trace = self._trace(spec, model)
-        patches = spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
+        trace, patches = self._traced(spec, model)
         peak = _allocated(spec, model, trace, patches)
         reserved, notes = self._reserved(spec, trace, patches, peak)
         overhead = {"cuda_context": CONTEXT_BYTES} | ({"communication_buffers": NCCL_BYTES} if spec.num_gpus > 1 else {})
@@ -94,7 +90,7 @@ class Predictor:
             tokens_per_second=spec.global_batch_size * spec.cutoff_len / seconds,
             fits=None if gpu_mem_bytes is None else intervals["peak_device_bytes_high"] <= gpu_mem_bytes,
             terms={name: value for name, value in terms.items() if value},
-            phase=peak.phase,
+            phase=phase_name(peak.phase),
             precision_mode=str(trace.metadata["precision_mode"]),
             device_model=device.name,
             assumptions=[*assumed, *notes],
@@ -110,6 +106,27 @@ class Predictor:
             except AutofitError:
                 continue
             progress(number, len(specs))
+
+    def timeline(self, spec: TrialSpec, model: Model) -> Timeline:
+        """Allocated memory of a canonical spec over one step; its peak is that of `predict`, before calibration.
+
+        Raises:
+            AutofitError: as `predict`.
+        """
+        trace, patches = self._traced(spec, model)
+        shape = (spec.micro_batch_size, spec.cutoff_len, patches)
+        if spec.zero_stage:
+            constant = {"workspace": _zero_workspace(trace)}
+            return zero_timeline(_zero_settings(spec, model), trace.parameters, trace.moments(*shape), constant)
+        return traced_timeline(trace, shape, spec.gradient_accumulation_steps, {"ddp_buckets": _ddp_buckets(spec, trace)})
+
+    def _traced(self, spec: TrialSpec, model: Model) -> tuple[SymbolicTrace, int]:
+        """The trace of a spec's variant, and the image patches in a micro-batch."""
+        if model.config is None:
+            raise UsageError(f"{model.label} is known by its hub id only; give a folder with config.json, or a preset")
+        if reason := refusal(spec, model):
+            raise AutofitError(f"cannot train: {reason}")
+        return self._trace(spec, model), spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
 
     def _trace(self, spec: TrialSpec, model: Model) -> SymbolicTrace:
         stack = {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}
@@ -160,11 +177,22 @@ def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int
     shape = (spec.micro_batch_size, spec.cutoff_len, patches)
     if spec.zero_stage == 0:
         peak = trace.peak(*shape, spec.gradient_accumulation_steps)
-        if spec.num_gpus == 1:
-            return peak
-        width = max((p.weight_bytes for p in trace.parameters if p.trainable), default=2)
-        buckets = ddp_terms(trace.parameters, gradient_bytes=width, ranks=spec.num_gpus).buckets
-        return Peak(peak.peak_bytes + buckets, peak.phase, peak.step, {**peak.terms, "ddp_buckets": buckets})
+        buckets = _ddp_buckets(spec, trace)
+        return peak._replace(peak_bytes=peak.peak_bytes + buckets, terms={**peak.terms, "ddp_buckets": buckets})
+    terms = predict_zero(_zero_settings(spec, model), trace.parameters, trace.moments(*shape))
+    resident = dict(terms.resident_parts)
+    rest = terms.peak_bytes - sum(resident.values())
+    workspace = _zero_workspace(trace)
+    parts = {**resident, "activations_and_gathers": rest, "workspace": workspace}
+    return Peak(terms.peak_bytes + workspace, terms.phase, 1, parts)
+
+
+def _ddp_buckets(spec: TrialSpec, trace: SymbolicTrace) -> int:
+    width = max((p.weight_bytes for p in trace.parameters if p.trainable), default=2)
+    return ddp_terms(trace.parameters, gradient_bytes=width, ranks=spec.num_gpus).buckets
+
+
+def _zero_settings(spec: TrialSpec, model: Model) -> ZeroSettings:
     config = model.config or {}
     settings = llamafactory_settings(
         spec.zero_stage,
@@ -174,14 +202,11 @@ def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int
         offload_optimizer=spec.offload_optimizer,
         offload_param=spec.offload_param,
     )
-    if spec.precision == "fp32":
-        settings = replace(settings, weight_bytes=4, gradient_bytes=4)
-    terms = predict_zero(settings, trace.parameters, trace.moments(*shape))
-    resident = dict(terms.resident_parts)
-    rest = terms.peak_bytes - sum(resident.values())
-    workspace = int(trace.metadata["cublas_workspace_bytes"]) * 2
-    parts = {**resident, "activations_and_gathers": rest, "workspace": workspace}
-    return Peak(terms.peak_bytes + workspace, terms.phase, 1, parts)
+    return replace(settings, weight_bytes=4, gradient_bytes=4) if spec.precision == "fp32" else settings
+
+
+def _zero_workspace(trace: SymbolicTrace) -> int:
+    return int(trace.metadata["cublas_workspace_bytes"]) * 2
 
 
 def _patches(spec: TrialSpec, model: Model) -> int:
@@ -208,4 +233,6 @@ def _not_modelled(spec: TrialSpec, trace: SymbolicTrace) -> list[str]:
         named.append("the time of moving offloaded state to the host and back")
     if spec.zero_stage:
         named.append("the time of DeepSpeed's own optimizer kernels")
+        if not spec.optimizer.startswith("adamw_torch"):
+            named.append(f"the state of {spec.optimizer} under ZeRO: that of AdamW is counted")
     return named

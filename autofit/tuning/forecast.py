@@ -1,22 +1,21 @@
 """Answers without a run: predict specs from a file, and explain one - verdict, shortfall, and what would make it fit."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from autofit.config.base import describe, parse, read_yaml
-from autofit.config.legality import canonical, refusal, training_changes
+from autofit.config.legality import canonical, training_changes
 from autofit.config.model import Model, ModelRef, resolve_model
 from autofit.config.prediction import Prediction
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
 from autofit.predict.predictor import Predictor
-
-MIN_CUTOFF_LEN = 64
+from autofit.predict.timeline import Timeline
+from autofit.tuning.remedies import families
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,14 @@ class Remedy:
     training: tuple[str, ...]
     """What it changes in the training itself; empty: nothing."""
     price: float
-    """Its samples per second over those of the explained spec."""
+    """Its samples per second over those of the explained spec, both predicted."""
+    not_modelled: tuple[str, ...] = ()
+    """What its prediction leaves out and that of the explained spec does not; mostly time, so that the price may be higher."""
+
+    @property
+    def moves_to_host(self) -> bool:
+        """Whether state travels to host memory, whose time is not in the price."""
+        return self.spec.offload_optimizer or self.spec.offload_param
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,12 @@ class Explanation:
 
     spec: TrialSpec
     prediction: Prediction
+    timeline: Timeline
+    """Allocated memory over a step, and the highest of each phase."""
     shortfall_bytes: int
     """Bytes by which the upper end of the prediction exceeds the budget; 0 or less: it fits."""
     remedies: tuple[Remedy, ...]
-    """Single changes after which it fits, least loss of training first, then fastest."""
+    """The mildest single change of each kind after which it fits: least loss of training first, then fastest."""
 
 
 def read_spec(file: Path) -> TrialSpec:
@@ -99,52 +107,36 @@ def explain(spec: TrialSpec, predictor: Predictor, gpu_mem_bytes: int, said: Cal
     model = resolve_model(spec.model)
     spec = canonical(spec, model)
     prediction = predictor.predict(spec, model, gpu_mem_bytes)
+    timeline = predictor.timeline(spec, model)
     shortfall = prediction.peak_device_bytes_high - gpu_mem_bytes
     if shortfall <= 0:
-        return Explanation(spec, prediction, shortfall, ())
-    remedies = []
-    for change, changed in single_changes(spec, model):
-        said(f"trying {change}")
-        try:
-            after = predictor.predict(changed, model, gpu_mem_bytes)
-        except AutofitError as error:
-            said(f"{change}: {error}")
-            continue
-        if after.fits:
-            price = after.samples_per_second / prediction.samples_per_second
-            remedies.append(Remedy(change, changed, after, tuple(training_changes(changed, spec)), price))
-    remedies.sort(key=lambda remedy: (len(remedy.training), -remedy.price))
-    return Explanation(spec, prediction, shortfall, tuple(remedies))
+        return Explanation(spec, prediction, timeline, shortfall, ())
+    found = []
+    for family in families(spec, model):
+        for change, changed in family:
+            said(f"trying {change}")
+            try:
+                after = predictor.predict(changed, model, gpu_mem_bytes)
+            except AutofitError as error:
+                said(f"{change}: {error}")
+                continue
+            if after.fits:
+                found.append(_remedy(change, changed, after, (spec, prediction)))
+                break
+    found.sort(key=lambda remedy: (len(remedy.training), remedy.moves_to_host, -remedy.price))
+    return Explanation(spec, prediction, timeline, shortfall, tuple(found))
 
 
-def single_changes(spec: TrialSpec, model: Model) -> Sequence[tuple[str, TrialSpec]]:
-    """Changes of one knob that can save memory, legal ones only; the global batch stays."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    micro = spec.micro_batch_size
-    if micro > 1:
-        samples = micro * spec.gradient_accumulation_steps
-        for smaller in (value for value in range(micro - 1, 0, -1) if samples % value == 0):
-            change = {"micro_batch_size": smaller, "gradient_accumulation_steps": samples // smaller}
-            found.append((f"micro_batch_size {smaller} x accumulation {samples // smaller}", change))
-    if not spec.gradient_checkpointing:
-        found.append(("gradient_checkpointing on", {"gradient_checkpointing": True}))
-    if spec.num_gpus > 1:
-        found += [(f"zero_stage {stage}", {"zero_stage": stage}) for stage in (1, 2, 3) if stage > spec.zero_stage]
-    if spec.zero_stage and not spec.offload_optimizer:
-        found.append(("offload_optimizer on", {"offload_optimizer": True}))
-    if spec.precision == "bf16" and not spec.pure_bf16:
-        found.append(("pure_bf16 on", {"pure_bf16": True}))
-    length = spec.cutoff_len // 2
-    while length >= MIN_CUTOFF_LEN:
-        found.append((f"cutoff_len {length}", {"cutoff_len": length}))
-        length //= 2
-    for part in ("freeze_vision_tower", "freeze_multi_modal_projector"):
-        if not getattr(spec, part):
-            found.append((f"{part} on", {part: True}))
-    if spec.method == "full":
-        found.append(("method lora", {"method": "lora"}))
-    changed = [(name, canonical(spec.model_copy(update=change), model)) for name, change in found]
-    return [(name, point) for name, point in changed if point != spec and refusal(point, model) is None]
+def _remedy(change: str, spec: TrialSpec, prediction: Prediction, explained: tuple[TrialSpec, Prediction]) -> Remedy:
+    wanted, before = explained
+    return Remedy(
+        change,
+        spec,
+        prediction,
+        training=tuple(training_changes(spec, wanted)),
+        price=prediction.samples_per_second / before.samples_per_second,
+        not_modelled=tuple(item for item in prediction.not_modelled if item not in before.not_modelled),
+    )
 
 
 def _answer(

@@ -2,8 +2,8 @@
 
 Every legal configuration becomes a row: PREDICTED where it fits with the margin of its prediction, SKIPPED where it does not or
 cannot be predicted (its message says why). The rows are written in one transaction, best first: a survey that was killed has
-left none and is made again. The winner is chosen as a search chooses it: the fastest that runs the reference's training. What other
-trainings would do is listed by quality setting, never chosen silently.
+left none and is made again. The winner is chosen as a search chooses it: the fastest that runs the reference's training. What
+other trainings would do is listed by quality setting, never chosen silently.
 """
 
 from collections.abc import Callable, Sequence

@@ -237,7 +237,7 @@ def test_asking_loads_nothing_heavy(database: Path, arguments: list[str]) -> Non
     program = "import sys; from autofit.cli import main; main(); print(*sorted(sys.modules), file=sys.stderr)"
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=database.parent)
-    assert {"torch", "sqlalchemy", "alembic", "optuna", "numpy", "pydantic"}.isdisjoint(done.stderr.split())
+    assert {"torch", "sqlalchemy", "alembic", "optuna", "numpy", "pydantic", "matplotlib"}.isdisjoint(done.stderr.split())
 
 
 def test_writing_commands_load_no_torch(tmp_path: Path) -> None:

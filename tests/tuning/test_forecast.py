@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from autofit.config.legality import canonical, training_changes
 from autofit.config.model import ModelRef, resolve_model
 from autofit.config.trial import Images, TrialSpec
 from autofit.errors import AutofitError, UsageError
 from autofit.launch.environment import probe
 from autofit.predict.predictor import Predictor, _patches
-from autofit.tuning.forecast import explain, predict_file, read_spec, single_changes
+from autofit.tuning.forecast import explain, predict_file, read_spec
+from autofit.tuning.remedies import families
 
 pytest.importorskip("torch")
 GIB = 2**30
@@ -67,20 +69,72 @@ def test_explain_says_what_makes_it_fit_and_what_that_does_to_the_training(predi
     budget = whole.prediction.peak_device_bytes_high - 8 * 2**20
     tight = explain(spec, predictor, budget, lambda _: None)
     assert tight.shortfall_bytes == 8 * 2**20
+    assert tight.timeline.allocated.max() == tight.prediction.peak_allocated_bytes
     changes = {remedy.change: remedy for remedy in tight.remedies}
-    assert changes["micro_batch_size 1 x accumulation 8"].training == ()
+    assert changes["micro_batch_size 2 x accumulation 4"].training == ()  # the mildest that fits: 1 x 8 is not listed
+    assert not any(name.startswith("micro_batch_size 1") for name in changes)
     assert changes["cutoff_len 256"].training == ("cutoff_len 256 instead of 512",)
+    assert changes["optimizer adamw_8bit"].training == ("optimizer adamw_8bit",)
+    offloaded = changes["zero_stage 3 with offload_optimizer and offload_param"]
+    assert any("moving offloaded state" in item for item in offloaded.not_modelled)
     assert all(remedy.prediction.peak_device_bytes_high <= budget for remedy in tight.remedies)
     assert [len(remedy.training) for remedy in tight.remedies] == sorted(len(remedy.training) for remedy in tight.remedies)
 
 
-def test_single_changes_keep_the_global_batch_and_are_legal() -> None:
+def _offered(**knobs: object) -> tuple[TrialSpec, list[list[tuple[str, TrialSpec]]]]:
     model = resolve_model(ModelRef(preset="qwen2.5-vl-7b"))
-    spec = TrialSpec(model=ModelRef(preset="qwen2.5-vl-7b"), micro_batch_size=4, num_gpus=8, zero_stage=2, cutoff_len=1024)
-    found = dict(single_changes(spec, model))
-    assert {point.global_batch_size for point in found.values()} == {32}
-    assert "zero_stage 3" in found and "offload_optimizer on" in found
-    assert not any(name.startswith("cutoff_len") for name in found)  # 512 tokens would cut the image
+    spec = canonical(TrialSpec.model_validate({"model": {"preset": "qwen2.5-vl-7b"}, **knobs}), model)
+    return spec, families(spec, model)
+
+
+def test_single_changes_keep_the_global_batch_and_are_legal() -> None:
+    _, found = _offered(micro_batch_size=4, num_gpus=8, zero_stage=2, cutoff_len=1024)
+    points = dict(change for family in found for change in family)
+    assert {point.global_batch_size for point in points.values()} == {32}
+    assert {"zero_stage 3", "offload_optimizer on", "num_gpus 16, micro_batch_size 2 x accumulation 1"} <= set(points)
+    assert not any(name.startswith("cutoff_len") for name in points)  # 512 tokens would cut the image
+    assert not any(name.startswith("optimizer") for name in points)  # ZeRO's prediction would not change
+
+
+def test_every_kind_of_change_is_offered_from_mild_to_harsh() -> None:
+    _, found = _offered(
+        micro_batch_size=2,
+        gradient_accumulation_steps=4,
+        gradient_checkpointing=False,
+        cutoff_len=4096,
+        freeze_vision_tower=False,
+        freeze_multi_modal_projector=False,
+    )
+    names = [[name for name, _ in family] for family in found]
+    assert ["cutoff_len 2048", "cutoff_len 1024"] in names  # 512 would cut the image
+    assert [f"images.max_pixels {589_824 >> k}" for k in range(1, 6)] in names
+    gpus = ["2, zero_stage 3, micro_batch_size 2 x accumulation 2", "4, zero_stage 3, micro_batch_size 2 x accumulation 1"]
+    assert [f"num_gpus {end}" for end in [*gpus, "8, zero_stage 3, micro_batch_size 1 x accumulation 1"]] in names
+    for single in (
+        "micro_batch_size 1 x accumulation 8",
+        "gradient_checkpointing on",
+        "optimizer adamw_torch_fused",
+        "optimizer adamw_8bit",
+        "zero_stage 2 with offload_optimizer",
+        "zero_stage 3 with offload_optimizer and offload_param",
+        "pure_bf16 on",
+        "freeze_vision_tower on",
+        "freeze_multi_modal_projector on",
+        "freeze_language_model on",
+        "method freeze",
+        "method lora",
+    ):
+        assert [single] in names
+
+
+def test_what_a_change_does_to_the_training_is_said() -> None:
+    spec, found = _offered(micro_batch_size=2, gradient_checkpointing=False, num_gpus=2)
+    said = {name: training_changes(point, spec) for family in found for name, point in family}
+    assert said["images.max_pixels 294912"] == ["images of at most 294912 pixels instead of 589824"]
+    assert said["pure_bf16 on"] == ["pure bf16"] and said["method lora"] == ["lora instead of full"]
+    same = {name for name, changes in said.items() if not changes}
+    assert {"gradient_checkpointing on", "optimizer adamw_torch_fused", "zero_stage 1", "zero_stage 3"} <= same
+    assert not any(name.startswith(("cutoff", "images", "method", "freeze", "pure")) for name in same)
 
 
 def test_what_is_no_spec_is_one_line(tmp_path: Path, predictor: Predictor) -> None:
