@@ -1,8 +1,8 @@
 """Spec -> Prediction: the symbolic trace of its variant, ZeRO or DDP on top, allocator, device overheads, roofline.
 
     allocated = one-rank trace at (micro-batch, length, patches), or the ZeRO replay over its moments on N ranks
-    reserved  = the trace's events replayed through the caching allocator; with ZeRO, whose events are not traced, allocated and
-                an assumed share of fragmentation
+    reserved  = the trace's events replayed through the caching allocator of a card of the given size (`capacity.py`);
+                with ZeRO, whose events are not traced, allocated and an assumed share of fragmentation
     device    = reserved + CUDA context (+ NCCL on several ranks)
     time      = roofline of the trace's operations + collectives
 
@@ -22,8 +22,9 @@ from autofit.config.model import Model
 from autofit.config.prediction import Prediction
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
-from autofit.predict.allocator import Events, replay
+from autofit.predict.allocator import Events
 from autofit.predict.calibrate import Calibration, calibrate
+from autofit.predict.capacity import ZERO_FRAGMENTATION, Demand, assumed, device_peak, replayed
 from autofit.predict.devices import DeviceModel, for_memory
 from autofit.predict.roofline import Constants, Job, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
@@ -34,8 +35,6 @@ CONTEXT_BYTES = 512 * 2**20
 """A CUDA context with its loaded kernels; 0.4 to 0.6 GiB are seen, more on devices with more multiprocessors."""
 NCCL_BYTES = 512 * 2**20
 """NCCL's channels on several ranks; 0.3 to 1 GiB are seen, by topology."""
-ZERO_FRAGMENTATION = 0.05
-"""Reserved over allocated where no events can be replayed; 3 to 17 % are seen."""
 MAX_ASPECT_RATIO = 4.0
 
 
@@ -65,7 +64,8 @@ class Predictor:
         """The prediction for a canonical spec.
 
         Args:
-            gpu_mem_bytes: memory that a rank may use; decides `fits`.
+            gpu_mem_bytes: memory that a rank may use; decides `fits`, and caps what the allocator reserves. None: the
+                memory of `device`, if one was named.
 
         Raises:
             AutofitError: the configuration cannot train, or cannot be modelled; says why.
@@ -77,22 +77,29 @@ class Predictor:
         trace = self._trace(spec, model)
         patches = spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
         peak = _allocated(spec, model, trace, patches)
-        reserved, notes = self._reserved(spec, trace, patches, peak)
+        demand, notes = self._demand(spec, trace, patches, peak)
         overhead = {"cuda_context": CONTEXT_BYTES} | ({"communication_buffers": NCCL_BYTES} if spec.num_gpus > 1 else {})
-        device_bytes = reserved + sum(overhead.values())
-        terms = {**peak.terms, "fragmentation": reserved - peak.peak_bytes, **overhead}
+        corrections = {name: self.calibrations[name] for name in ("device", "reserved")}
+        held = device_peak(demand, sum(overhead.values()), self.budget(gpu_mem_bytes), **corrections)
+        terms = {**peak.terms, "fragmentation": held.raw_reserved - peak.peak_bytes, **overhead}
+        terms["correction_from_trials"] = held.device[1] - sum(terms.values())
         seconds, device, assumed = self._time(spec, model, trace, patches, gpu_mem_bytes)
         intervals = {
             f"peak_{name}_bytes{suffix}": value
-            for name, raw in (("allocated", peak.peak_bytes), ("reserved", reserved), ("device", device_bytes))
-            for suffix, value in zip(("_low", "", "_high"), self.calibrations[name].interval(raw), strict=True)
+            for name, interval in (
+                ("allocated", self.calibrations["allocated"].interval(peak.peak_bytes)),
+                ("reserved", held.reserved),
+                ("device", held.device),
+            )
+            for suffix, value in zip(("_low", "", "_high"), interval, strict=True)
         }
         return Prediction(
             **intervals,
             step_time_seconds=seconds,
             samples_per_second=spec.global_batch_size / seconds,
             tokens_per_second=spec.global_batch_size * spec.cutoff_len / seconds,
-            fits=None if gpu_mem_bytes is None else intervals["peak_device_bytes_high"] <= gpu_mem_bytes,
+            fits=held.fits,
+            alloc_retries=held.retries,
             terms={name: value for name, value in terms.items() if value},
             phase=peak.phase,
             precision_mode=str(trace.metadata["precision_mode"]),
@@ -102,6 +109,12 @@ class Predictor:
             versions=dict(trace.metadata["versions"]),
         )
 
+    def budget(self, gpu_mem_bytes: int | None) -> int | None:
+        """What a rank may use: `gpu_mem_bytes`, and no more than a named device has; None: neither is known."""
+        if self.device is None:
+            return gpu_mem_bytes
+        return min(gpu_mem_bytes or self.device.memory_bytes, self.device.memory_bytes)
+
     def _trace(self, spec: TrialSpec, model: Model) -> SymbolicTrace:
         stack = {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}
         key = variant_key(spec, model, stack)
@@ -109,18 +122,16 @@ class Predictor:
             self._traces[key] = symbolic_trace(spec, model, stack, self.cache, self.python)
         return self._traces[key]
 
-    def _reserved(self, spec: TrialSpec, trace: SymbolicTrace, patches: int, peak: Peak) -> tuple[int, list[str]]:
+    def _demand(self, spec: TrialSpec, trace: SymbolicTrace, patches: int, peak: Peak) -> tuple[Demand, list[str]]:
         context = f"CUDA context {CONTEXT_BYTES / 2**30:.1f} GiB" + (
             f", NCCL {NCCL_BYTES / 2**30:.1f} GiB" if spec.num_gpus > 1 else ""
         )
         if spec.zero_stage:
             share = f"reserved {ZERO_FRAGMENTATION:.0%} above allocated (ZeRO's own allocations are not replayed)"
-            return round(peak.peak_bytes * (1 + ZERO_FRAGMENTATION)), [context, share]
+            return assumed(peak.peak_bytes), [context, share]
         first, steady = trace.events(spec.micro_batch_size, spec.cutoff_len, patches)
         both = Events(np.concatenate([first.ids, steady.ids]), np.concatenate([first.sizes, steady.sizes]))
-        replayed = replay(both, expandable=spec.num_gpus > 1)
-        extra = max(0, peak.peak_bytes - replayed.peak_allocated_bytes)  # DDP's buckets, further accumulated inputs
-        return replayed.peak_reserved_bytes + extra, [context]
+        return replayed(both, expandable=spec.num_gpus > 1, allocated_bytes=peak.peak_bytes), [context]
 
     def _time(
         self, spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int, gpu_mem_bytes: int | None
