@@ -31,6 +31,8 @@ class Prediction(Frozen):
     than 0 warns of thrashing. None: not replayed within a budget."""
     terms: dict[str, int]
     """Name -> bytes at the peak; they add up to `peak_device_bytes`."""
+    uncorrected_bytes: dict[str, int] = {}
+    """allocated, reserved, device: the peaks before what measured trials taught; corrections are learnt from these."""
     phase: str
     """Where the peak is: forward, backward, optimizer_step, ..."""
     precision_mode: str

@@ -12,7 +12,7 @@ answered from the cache in milliseconds.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +26,12 @@ from autofit.predict.allocator import Events
 from autofit.predict.calibrate import Calibration, calibrate
 from autofit.predict.capacity import ZERO_FRAGMENTATION, Demand, assumed, device_peak, replayed
 from autofit.predict.devices import DeviceModel, for_memory
-from autofit.predict.roofline import Constants, Job, step_time
+from autofit.predict.offload import UPDATE_BYTES, Offload
+from autofit.predict.roofline import Constants, Job, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
 from autofit.predict.variants import symbolic_trace, variant_key
-from autofit.predict.zero import ddp_terms, llamafactory_settings, predict_zero
+from autofit.predict.zero import ddp_terms
+from autofit.predict.zero_spec import zero_settings, zero_terms
 
 CONTEXT_BYTES = 512 * 2**20
 """A CUDA context with its loaded kernels; 0.4 to 0.6 GiB are seen, more on devices with more multiprocessors."""
@@ -83,7 +85,7 @@ class Predictor:
         held = device_peak(demand, sum(overhead.values()), self.budget(gpu_mem_bytes), **corrections)
         terms = {**peak.terms, "fragmentation": held.raw_reserved - peak.peak_bytes, **overhead}
         terms["correction_from_trials"] = held.device[1] - sum(terms.values())
-        seconds, device, assumed = self._time(spec, model, trace, patches, gpu_mem_bytes)
+        seconds, device, assumed = self._time(spec, model, gpu_mem_bytes)
         intervals = {
             f"peak_{name}_bytes{suffix}": value
             for name, interval in (
@@ -101,6 +103,11 @@ class Predictor:
             fits=held.fits,
             alloc_retries=held.retries,
             terms={name: value for name, value in terms.items() if value},
+            uncorrected_bytes={
+                "allocated": peak.peak_bytes,
+                "reserved": held.raw_reserved,
+                "device": held.raw_reserved + sum(overhead.values()),
+            },
             phase=peak.phase,
             precision_mode=str(trace.metadata["precision_mode"]),
             device_model=device.name,
@@ -133,13 +140,24 @@ class Predictor:
         both = Events(np.concatenate([first.ids, steady.ids]), np.concatenate([first.sizes, steady.sizes]))
         return replayed(both, expandable=spec.num_gpus > 1, allocated_bytes=peak.peak_bytes), [context]
 
-    def _time(
-        self, spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int, gpu_mem_bytes: int | None
-    ) -> tuple[float, DeviceModel, list[str]]:
+    def _time(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None) -> tuple[float, DeviceModel, list[str]]:
         device, assumed = self.device, list(self.constants.assumptions)
         if device is None:
             device = for_memory(gpu_mem_bytes or 80 * 2**30)
             assumed.append(f"the device is a {device.name}")
+        micro, optimizer, job = self.timing(spec, model)
+        if job.offload is not None:
+            assumed += self.constants.offload_assumptions
+        return step_time(device, micro, optimizer, job, self.constants).seconds, device, assumed
+
+    def timing(self, spec: TrialSpec, model: Model) -> Timing:
+        """What a canonical spec's step is made of: what its time is predicted from, and the constants are fitted on.
+
+        Raises:
+            AutofitError: as `predict`.
+        """
+        trace = self._trace(spec, model)
+        patches = spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
         images = max(1, spec.micro_batch_size * spec.images.per_sample)
         micro, optimizer = trace.operations(spec.micro_batch_size, spec.cutoff_len, patches, images)
         trainable = sum(p.elements * p.weight_bytes for p in trace.parameters if p.trainable)
@@ -153,8 +171,9 @@ class Predictor:
             gradient_bytes=trainable,
             recomputes=spec.gradient_checkpointing,
             fp32=spec.precision == "fp32",
+            offload=_offload(spec, trace),
         )
-        return step_time(device, micro, optimizer, job, self.constants).seconds, device, assumed
+        return Timing(micro, optimizer, job)
 
 
 def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int) -> Peak:
@@ -167,23 +186,26 @@ def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int
         width = max((p.weight_bytes for p in trace.parameters if p.trainable), default=2)
         buckets = ddp_terms(trace.parameters, gradient_bytes=width, ranks=spec.num_gpus).buckets
         return Peak(peak.peak_bytes + buckets, peak.phase, peak.step, {**peak.terms, "ddp_buckets": buckets})
-    config = model.config or {}
-    settings = llamafactory_settings(
-        spec.zero_stage,
-        spec.num_gpus,
-        int((config.get("text_config") or config)["hidden_size"]),
-        gradient_accumulation_steps=spec.gradient_accumulation_steps,
-        offload_optimizer=spec.offload_optimizer,
-        offload_param=spec.offload_param,
-    )
-    if spec.precision == "fp32":
-        settings = replace(settings, weight_bytes=4, gradient_bytes=4)
-    terms = predict_zero(settings, trace.parameters, trace.moments(*shape))
+    terms = zero_terms(zero_settings(spec, model), trace, *shape)
     resident = dict(terms.resident_parts)
     rest = terms.peak_bytes - sum(resident.values())
     workspace = int(trace.metadata["cublas_workspace_bytes"]) * 2
     parts = {**resident, "activations_and_gathers": rest, "workspace": workspace}
     return Peak(terms.peak_bytes + workspace, terms.phase, 1, parts)
+
+
+def _offload(spec: TrialSpec, trace: SymbolicTrace) -> Offload | None:
+    if not spec.zero_stage or not (spec.offload_optimizer or spec.offload_param):
+        return None
+    width = 4 if spec.precision == "fp32" else 2
+    return Offload(
+        optimizer=spec.offload_optimizer,
+        param=spec.offload_param,
+        trained_elements=sum(p.elements for p in trace.parameters if p.trainable),
+        weight_bytes=width * sum(p.elements for p in trace.parameters),
+        element_bytes=width,
+        update_bytes=UPDATE_BYTES.get(spec.optimizer, UPDATE_BYTES["adamw_torch"]),
+    )
 
 
 def _patches(spec: TrialSpec, model: Model) -> int:
@@ -207,7 +229,7 @@ def _patches(spec: TrialSpec, model: Model) -> int:
 def _not_modelled(spec: TrialSpec, trace: SymbolicTrace) -> list[str]:
     named = [str(item) for item in trace.metadata["not_modelled"]]
     if spec.offload_optimizer or spec.offload_param:
-        named.append("the time of moving offloaded state to the host and back")
+        named.append("the host's own memory, and copies that hide behind the computation")
     if spec.zero_stage:
         named.append("the time of DeepSpeed's own optimizer kernels")
     return named
