@@ -468,8 +468,10 @@ def worker(names: list[str], out: Path) -> None:
     out.with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def launch(names: list[str], scratch: Path, timeout: float = 900.0) -> list[list[dict[str, Any]]]:
-    """Runs the cases on two ranks; the rows of each rank.
+def launch(
+    names: list[str], scratch: Path, timeout: float = 900.0, program: Path = Path(__file__)
+) -> list[list[dict[str, Any]]]:
+    """Runs the cases of a benchmark on two ranks; the rows of each rank.
 
     Raises:
         RuntimeError: a rank failed; its last lines are in the message.
@@ -489,7 +491,7 @@ def launch(names: list[str], scratch: Path, timeout: float = 900.0) -> list[list
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
         }
-        command = [sys.executable, str(Path(__file__)), "--rank", "--out", str(out), *[a for n in names for a in ("--only", n)]]
+        command = [sys.executable, str(program), "--rank", "--out", str(out), *[a for n in names for a in ("--only", n)]]
         log = (scratch / f"rank{rank}.log").open("w")
         processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
     try:

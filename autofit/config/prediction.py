@@ -24,12 +24,15 @@ class Prediction(Frozen):
     samples_per_second: float
     tokens_per_second: float
     fits: bool | None
-    """Whether `peak_device_bytes_high` is within the budget; None without a budget."""
+    """Whether it runs within the budget (or the named device's memory) with the margin of `peak_device_bytes_high`, cached
+    blocks given back where that is needed; None without a budget."""
     alloc_retries: int | None = Field(default=None, ge=0)
     """Times the caching allocator must give back its cached blocks to stay within the budget: each stops the device, so more
     than 0 warns of thrashing. None: not replayed within a budget."""
     terms: dict[str, int]
     """Name -> bytes at the peak; they add up to `peak_device_bytes`."""
+    uncorrected_bytes: dict[str, int] = {}
+    """allocated, reserved, device: the peaks before what measured trials taught; corrections are learnt from these."""
     phase: str
     """Where the peak is: forward, backward, optimizer_step, ..."""
     precision_mode: str

@@ -31,21 +31,25 @@ class DeviceModel:
     link_bandwidth: float
     """Bytes per second that one device can send to its peers while it receives as much: half of the bidirectional figure."""
     source: str
+    host_bandwidth: float = 32 * _GB
+    """Bytes per second to or from host memory, one way: PCIe 4.0 x16 unless the row says otherwise (3.0: 16, 5.0: 64 GB/s)."""
 
 
-def _row(name: str, figures: tuple[float, float, float, float, float], source: str, *, bf16: bool = True) -> DeviceModel:
-    """A row in the units of the datasheets: MiB, TFLOPS in half precision and fp32, GB/s of memory and link (one way)."""
+def _row(
+    name: str, figures: tuple[float, float, float, float, float], source: str, *, bf16: bool = True, host: float = 32
+) -> DeviceModel:
+    """A row in the units of the datasheets: MiB, TFLOPS in half precision and fp32, GB/s of memory, link and host (one way)."""
     mib, half, fp32, memory, link = figures
-    return DeviceModel(name, int(mib) * _MIB, half * 1e12, bf16, fp32 * 1e12, memory * _GB, link * _GB, source)
+    return DeviceModel(name, int(mib) * _MIB, half * 1e12, bf16, fp32 * 1e12, memory * _GB, link * _GB, source, host * _GB)
 
 
-_V100 = "NVIDIA V100 datasheet (Jan 2020): SXM2 125 TFLOPS tensor, 15.7 FP32, 900 GB/s, NVLink 300 GB/s both ways"
-_A100 = "NVIDIA A100 datasheet (Jun 2021): SXM4 312 TFLOPS BF16 dense, 19.5 FP32, NVLink 600 GB/s both ways"
+_V100 = "NVIDIA V100 datasheet (Jan 2020): SXM2 125 TFLOPS tensor, 15.7 FP32, 900 GB/s, NVLink 300 GB/s both ways, PCIe 3.0 x16"
+_A100 = "NVIDIA A100 datasheet (Jun 2021): SXM4 312 TFLOPS BF16 dense, 19.5 FP32, NVLink 600 GB/s both ways, PCIe 4.0 x16"
 
 _PCIE = "; PCIe 4.0 x16, 64 GB/s both ways"
 _ROWS = (
-    _row("v100-16gb", (16_150, 125, 15.7, 900, 150), _V100, bf16=False),
-    _row("v100-32gb", (32_502, 125, 15.7, 900, 150), _V100, bf16=False),
+    _row("v100-16gb", (16_150, 125, 15.7, 900, 150), _V100, bf16=False, host=16),
+    _row("v100-32gb", (32_502, 125, 15.7, 900, 150), _V100, bf16=False, host=16),
     _row("a10", (22_731, 125, 31.2, 600, 32), "NVIDIA A10 datasheet: 125 TFLOPS BF16 dense, 31.2 FP32, 600 GB/s" + _PCIE),
     _row(
         "l4",
@@ -70,17 +74,23 @@ _ROWS = (
     _row(
         "h100-80gb",
         (81_008, 989.4, 66.9, 3352, 450),
-        "NVIDIA H100 architecture whitepaper: SXM5 989.4 TFLOPS BF16 dense, 66.9 FP32, 3352 GB/s, NVLink 900 GB/s both ways",
+        "NVIDIA H100 architecture whitepaper: SXM5 989.4 TFLOPS BF16 dense, 66.9 FP32, 3352 GB/s, NVLink 900 GB/s both ways,"
+        " PCIe 5.0 x16",
+        host=64,
     ),
     _row(
         "h200",
         (143_156, 989.5, 67, 4800, 450),
-        "NVIDIA H200 datasheet: SXM 1979 TFLOPS BF16 with sparsity (half dense), 67 FP32, 4.8 TB/s, NVLink 900 GB/s both ways",
+        "NVIDIA H200 datasheet: SXM 1979 TFLOPS BF16 with sparsity (half dense), 67 FP32, 4.8 TB/s, NVLink 900 GB/s both ways,"
+        " PCIe 5.0 x16",
+        host=64,
     ),
     _row(
         "mi300x",
         (196_592, 1307.4, 163.4, 5325, 448),
-        "AMD Instinct MI300X data sheet: 1307.4 TFLOPS BF16 dense, 163.4 FP32, 5.325 TB/s, 7 links of 128 GB/s both ways",
+        "AMD Instinct MI300X data sheet: 1307.4 TFLOPS BF16 dense, 163.4 FP32, 5.325 TB/s, 7 links of 128 GB/s both ways,"
+        " PCIe 5.0 x16",
+        host=64,
     ),
 )
 

@@ -1,8 +1,8 @@
 """Spec -> Prediction: the symbolic trace of its variant, ZeRO or DDP on top, allocator, device overheads, roofline.
 
     allocated = one-rank trace at (micro-batch, length, patches), or the ZeRO replay over its moments on N ranks
-    reserved  = the trace's events replayed through the caching allocator; with ZeRO, whose events are not traced, allocated and
-                an assumed share of fragmentation
+    reserved  = the trace's events replayed through the caching allocator of a card of the given size (`capacity.py`);
+                with ZeRO, whose events are not traced, allocated and an assumed share of fragmentation
     device    = reserved + CUDA context (+ NCCL on several ranks)
     time      = roofline of the trace's operations + collectives
 
@@ -12,7 +12,7 @@ answered from the cache in milliseconds.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +22,22 @@ from autofit.config.model import Model
 from autofit.config.prediction import Prediction
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
-from autofit.predict.allocator import Events, replay
+from autofit.predict.allocator import Events
 from autofit.predict.calibrate import Calibration, calibrate
+from autofit.predict.capacity import ZERO_FRAGMENTATION, Demand, assumed, device_peak, replayed
 from autofit.predict.devices import DeviceModel, for_memory
-from autofit.predict.roofline import Constants, Job, step_time
+from autofit.predict.offload import UPDATE_BYTES, Offload
+from autofit.predict.roofline import Constants, Job, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
 from autofit.predict.timeline import Timeline, phase_name, traced_timeline, zero_timeline
 from autofit.predict.variants import symbolic_trace, variant_key
-from autofit.predict.zero import ZeroSettings, ddp_terms, llamafactory_settings, predict_zero
+from autofit.predict.zero import ddp_terms
+from autofit.predict.zero_spec import zero_settings, zero_terms
 
 CONTEXT_BYTES = 512 * 2**20
 """A CUDA context with its loaded kernels; 0.4 to 0.6 GiB are seen, more on devices with more multiprocessors."""
 NCCL_BYTES = 512 * 2**20
 """NCCL's channels on several ranks; 0.3 to 1 GiB are seen, by topology."""
-ZERO_FRAGMENTATION = 0.05
-"""Reserved over allocated where no events can be replayed; 3 to 17 % are seen."""
 MAX_ASPECT_RATIO = 4.0
 
 
@@ -66,30 +67,43 @@ class Predictor:
         """The prediction for a canonical spec.
 
         Args:
-            gpu_mem_bytes: memory that a rank may use; decides `fits`.
+            gpu_mem_bytes: memory that a rank may use; decides `fits`, and caps what the allocator reserves. None: the
+                memory of `device`, if one was named.
 
         Raises:
             AutofitError: the configuration cannot train, or cannot be modelled; says why.
         """
         trace, patches = self._traced(spec, model)
         peak = _allocated(spec, model, trace, patches)
-        reserved, notes = self._reserved(spec, trace, patches, peak)
+        demand, notes = self._demand(spec, trace, patches, peak)
         overhead = {"cuda_context": CONTEXT_BYTES} | ({"communication_buffers": NCCL_BYTES} if spec.num_gpus > 1 else {})
-        device_bytes = reserved + sum(overhead.values())
-        terms = {**peak.terms, "fragmentation": reserved - peak.peak_bytes, **overhead}
-        seconds, device, assumed = self._time(spec, model, trace, patches, gpu_mem_bytes)
+        corrections = {name: self.calibrations[name] for name in ("device", "reserved")}
+        held = device_peak(demand, sum(overhead.values()), self.budget(gpu_mem_bytes), **corrections)
+        terms = {**peak.terms, "fragmentation": held.raw_reserved - peak.peak_bytes, **overhead}
+        terms["correction_from_trials"] = held.device[1] - sum(terms.values())
+        seconds, device, assumed = self._time(spec, model, gpu_mem_bytes)
         intervals = {
             f"peak_{name}_bytes{suffix}": value
-            for name, raw in (("allocated", peak.peak_bytes), ("reserved", reserved), ("device", device_bytes))
-            for suffix, value in zip(("_low", "", "_high"), self.calibrations[name].interval(raw), strict=True)
+            for name, interval in (
+                ("allocated", self.calibrations["allocated"].interval(peak.peak_bytes)),
+                ("reserved", held.reserved),
+                ("device", held.device),
+            )
+            for suffix, value in zip(("_low", "", "_high"), interval, strict=True)
         }
         return Prediction(
             **intervals,
             step_time_seconds=seconds,
             samples_per_second=spec.global_batch_size / seconds,
             tokens_per_second=spec.global_batch_size * spec.cutoff_len / seconds,
-            fits=None if gpu_mem_bytes is None else intervals["peak_device_bytes_high"] <= gpu_mem_bytes,
+            fits=held.fits,
+            alloc_retries=held.retries,
             terms={name: value for name, value in terms.items() if value},
+            uncorrected_bytes={
+                "allocated": peak.peak_bytes,
+                "reserved": held.raw_reserved,
+                "device": held.raw_reserved + sum(overhead.values()),
+            },
             phase=phase_name(peak.phase),
             precision_mode=str(trace.metadata["precision_mode"]),
             device_model=device.name,
@@ -116,8 +130,7 @@ class Predictor:
         trace, patches = self._traced(spec, model)
         shape = (spec.micro_batch_size, spec.cutoff_len, patches)
         if spec.zero_stage:
-            constant = {"workspace": _zero_workspace(trace)}
-            return zero_timeline(_zero_settings(spec, model), trace.parameters, trace.moments(*shape), constant)
+            return zero_timeline(zero_settings(spec, model), trace.parameters, trace.moments(*shape))
         return traced_timeline(trace, shape, spec.gradient_accumulation_steps, {"ddp_buckets": _ddp_buckets(spec, trace)})
 
     def _traced(self, spec: TrialSpec, model: Model) -> tuple[SymbolicTrace, int]:
@@ -128,6 +141,12 @@ class Predictor:
             raise AutofitError(f"cannot train: {reason}")
         return self._trace(spec, model), spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
 
+    def budget(self, gpu_mem_bytes: int | None) -> int | None:
+        """What a rank may use: `gpu_mem_bytes`, and no more than a named device has; None: neither is known."""
+        if self.device is None:
+            return gpu_mem_bytes
+        return min(gpu_mem_bytes or self.device.memory_bytes, self.device.memory_bytes)
+
     def _trace(self, spec: TrialSpec, model: Model) -> SymbolicTrace:
         stack = {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}
         key = variant_key(spec, model, stack)
@@ -135,26 +154,35 @@ class Predictor:
             self._traces[key] = symbolic_trace(spec, model, stack, self.cache, self.python)
         return self._traces[key]
 
-    def _reserved(self, spec: TrialSpec, trace: SymbolicTrace, patches: int, peak: Peak) -> tuple[int, list[str]]:
+    def _demand(self, spec: TrialSpec, trace: SymbolicTrace, patches: int, peak: Peak) -> tuple[Demand, list[str]]:
         context = f"CUDA context {CONTEXT_BYTES / 2**30:.1f} GiB" + (
             f", NCCL {NCCL_BYTES / 2**30:.1f} GiB" if spec.num_gpus > 1 else ""
         )
         if spec.zero_stage:
             share = f"reserved {ZERO_FRAGMENTATION:.0%} above allocated (ZeRO's own allocations are not replayed)"
-            return round(peak.peak_bytes * (1 + ZERO_FRAGMENTATION)), [context, share]
+            return assumed(peak.peak_bytes), [context, share]
         first, steady = trace.events(spec.micro_batch_size, spec.cutoff_len, patches)
         both = Events(np.concatenate([first.ids, steady.ids]), np.concatenate([first.sizes, steady.sizes]))
-        replayed = replay(both, expandable=spec.num_gpus > 1)
-        extra = max(0, peak.peak_bytes - replayed.peak_allocated_bytes)  # DDP's buckets, further accumulated inputs
-        return replayed.peak_reserved_bytes + extra, [context]
+        return replayed(both, expandable=spec.num_gpus > 1, allocated_bytes=peak.peak_bytes), [context]
 
-    def _time(
-        self, spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int, gpu_mem_bytes: int | None
-    ) -> tuple[float, DeviceModel, list[str]]:
+    def _time(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None) -> tuple[float, DeviceModel, list[str]]:
         device, assumed = self.device, list(self.constants.assumptions)
         if device is None:
             device = for_memory(gpu_mem_bytes or 80 * 2**30)
             assumed.append(f"the device is a {device.name}")
+        micro, optimizer, job = self.timing(spec, model)
+        if job.offload is not None:
+            assumed += self.constants.offload_assumptions
+        return step_time(device, micro, optimizer, job, self.constants).seconds, device, assumed
+
+    def timing(self, spec: TrialSpec, model: Model) -> Timing:
+        """What a canonical spec's step is made of: what its time is predicted from, and the constants are fitted on.
+
+        Raises:
+            AutofitError: as `predict`.
+        """
+        trace = self._trace(spec, model)
+        patches = spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
         images = max(1, spec.micro_batch_size * spec.images.per_sample)
         micro, optimizer = trace.operations(spec.micro_batch_size, spec.cutoff_len, patches, images)
         trainable = sum(p.elements * p.weight_bytes for p in trace.parameters if p.trainable)
@@ -168,8 +196,9 @@ class Predictor:
             gradient_bytes=trainable,
             recomputes=spec.gradient_checkpointing,
             fp32=spec.precision == "fp32",
+            offload=_offload(spec, trace),
         )
-        return step_time(device, micro, optimizer, job, self.constants).seconds, device, assumed
+        return Timing(micro, optimizer, job)
 
 
 def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int) -> Peak:
@@ -179,12 +208,11 @@ def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int
         peak = trace.peak(*shape, spec.gradient_accumulation_steps)
         buckets = _ddp_buckets(spec, trace)
         return peak._replace(peak_bytes=peak.peak_bytes + buckets, terms={**peak.terms, "ddp_buckets": buckets})
-    terms = predict_zero(_zero_settings(spec, model), trace.parameters, trace.moments(*shape))
+    terms = zero_terms(zero_settings(spec, model), trace, *shape)
     resident = dict(terms.resident_parts)
-    rest = terms.peak_bytes - sum(resident.values())
-    workspace = _zero_workspace(trace)
-    parts = {**resident, "activations_and_gathers": rest, "workspace": workspace}
-    return Peak(terms.peak_bytes + workspace, terms.phase, 1, parts)
+    workspace = int(trace.metadata["cublas_workspace_bytes"]) * 2  # the moments of the trace hold it
+    rest = terms.peak_bytes - sum(resident.values()) - workspace
+    return Peak(terms.peak_bytes, terms.phase, 1, {**resident, "activations_and_gathers": rest, "workspace": workspace})
 
 
 def _ddp_buckets(spec: TrialSpec, trace: SymbolicTrace) -> int:
@@ -192,21 +220,18 @@ def _ddp_buckets(spec: TrialSpec, trace: SymbolicTrace) -> int:
     return ddp_terms(trace.parameters, gradient_bytes=width, ranks=spec.num_gpus).buckets
 
 
-def _zero_settings(spec: TrialSpec, model: Model) -> ZeroSettings:
-    config = model.config or {}
-    settings = llamafactory_settings(
-        spec.zero_stage,
-        spec.num_gpus,
-        int((config.get("text_config") or config)["hidden_size"]),
-        gradient_accumulation_steps=spec.gradient_accumulation_steps,
-        offload_optimizer=spec.offload_optimizer,
-        offload_param=spec.offload_param,
+def _offload(spec: TrialSpec, trace: SymbolicTrace) -> Offload | None:
+    if not spec.zero_stage or not (spec.offload_optimizer or spec.offload_param):
+        return None
+    width = 4 if spec.precision == "fp32" else 2
+    return Offload(
+        optimizer=spec.offload_optimizer,
+        param=spec.offload_param,
+        trained_elements=sum(p.elements for p in trace.parameters if p.trainable),
+        weight_bytes=width * sum(p.elements for p in trace.parameters),
+        element_bytes=width,
+        update_bytes=UPDATE_BYTES.get(spec.optimizer, UPDATE_BYTES["adamw_torch"]),
     )
-    return replace(settings, weight_bytes=4, gradient_bytes=4) if spec.precision == "fp32" else settings
-
-
-def _zero_workspace(trace: SymbolicTrace) -> int:
-    return int(trace.metadata["cublas_workspace_bytes"]) * 2
 
 
 def _patches(spec: TrialSpec, model: Model) -> int:
@@ -230,9 +255,7 @@ def _patches(spec: TrialSpec, model: Model) -> int:
 def _not_modelled(spec: TrialSpec, trace: SymbolicTrace) -> list[str]:
     named = [str(item) for item in trace.metadata["not_modelled"]]
     if spec.offload_optimizer or spec.offload_param:
-        named.append("the time of moving offloaded state to the host and back")
+        named.append("the host's own memory, and copies that hide behind the computation")
     if spec.zero_stage:
         named.append("the time of DeepSpeed's own optimizer kernels")
-        if not spec.optimizer.startswith("adamw_torch"):
-            named.append(f"the state of {spec.optimizer} under ZeRO: that of AdamW is counted")
     return named

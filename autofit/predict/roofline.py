@@ -10,15 +10,17 @@ assumptions until measured steps refit them: `fit`. A time without a fit is an e
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from autofit.errors import AutofitError
 from autofit.predict.devices import DeviceModel
+from autofit.predict.offload import Offload, host_traffic, link_bytes
 
 Float64 = npt.NDArray[np.float64]
+_Fitted = Literal["flop_share", "bandwidth_share", "launch_seconds", "link_share", "host_link_share", "host_bandwidth"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Constants:
     """From one kernel to the next when the device waits for the host; at least this much an operation."""
     link_share: float = 0.7
     """Share of the link bandwidth that collectives reach."""
+    host_link_share: float = 0.7
+    """Share of the bandwidth to the host that copies reach (pinned memory)."""
+    host_bandwidth: float = 100e9
+    """Bytes a second that the processors of a node reach in their memory, all ranks together; 8 channels of DDR4-3200, 205 GB/s
+    published, at about half."""
     measured_steps: int = 0
     """Trials they were fitted on; 0: the assumptions above."""
     versions: str = ""
@@ -80,6 +87,16 @@ class Constants:
             f"memory at {self.bandwidth_share:.0%} of its bandwidth",
             f"{self.launch_seconds * 1e6:.0f} us a kernel launch",
             f"links at {self.link_share:.0%} of their bandwidth",
+        ]
+
+    @property
+    def offload_assumptions(self) -> list[str]:
+        """The same for what is offloaded."""
+        if self.measured_steps:
+            return []
+        return [
+            f"copies to and from the host at {self.host_link_share:.0%} of the link, none behind the computation",
+            f"host memory at {self.host_bandwidth / 1e9:.0f} GB/s for all ranks together",
         ]
 
 
@@ -102,6 +119,18 @@ class Job:
     """Share of the communication that hides behind the computation (0: none, which is the safe assumption)."""
     fp32: bool = False
     """The arithmetic runs in fp32 outside the tensor cores."""
+    offload: Offload | None = None
+    """What lives in host memory; None: nothing."""
+
+
+class Timing(NamedTuple):
+    """What an optimizer step is made of."""
+
+    micro_step: Operations
+    """One forward and backward of one rank."""
+    optimizer: Operations
+    """Clipping and update of all trained parameters."""
+    job: Job
 
 
 @dataclass(frozen=True)
@@ -112,6 +141,9 @@ class StepTime:
     compute_seconds: float
     communication_seconds: float
     optimizer_seconds: float
+    """Of the device; the update of an offloaded optimizer is in `offload_seconds`."""
+    offload_seconds: float
+    """Copies to and from the host, and the update there."""
     compute_bound_share: float
     """Share of the computation's time in operations that arithmetic limits."""
     model_flops_utilisation: float | None
@@ -162,16 +194,19 @@ def step_time(
     update = optimizer
     if job.zero_stage:
         update = replace(optimizer, flops=optimizer.flops / job.ranks, bytes=optimizer.bytes / job.ranks)
-    optimizer_seconds = float(_durations(device, update, constants, fp32=True)[0] @ update.count)
+    on_host = job.offload is not None and job.offload.optimizer
+    optimizer_seconds = 0.0 if on_host else float(_durations(device, update, constants, fp32=True)[0] @ update.count)
     link = device.link_bandwidth * constants.link_share
     communication = collective_bytes(job) / link
-    seconds = compute + optimizer_seconds + communication * (1 - job.overlapped)
+    offload_seconds = _offload_seconds(device, job, constants)
+    seconds = compute + optimizer_seconds + communication * (1 - job.overlapped) + offload_seconds
     flops = job.micro_steps * micro_step.total_flops + update.total_flops
     return StepTime(
         seconds=seconds,
         compute_seconds=compute,
         communication_seconds=communication,
         optimizer_seconds=optimizer_seconds,
+        offload_seconds=offload_seconds,
         compute_bound_share=float((each * arithmetic) @ micro_step.count) * job.micro_steps / compute if compute else 0.0,
         model_flops_utilisation=None if job.fp32 or not seconds else flops / seconds / device.half_flops,
     )
@@ -187,7 +222,8 @@ def fit(
 
     Each constant is a free multiplier of its assumption. With fewer measurements than constants the rest is decided by a pull
     towards the assumption of one residual of a factor e per 10 %: constants move only as far as the measurements say.
-    Gauss-Newton on the three (four with several ranks) multipliers, with step halving.
+    Gauss-Newton on the three multipliers (and that of the link with several ranks, those of the host with offloading), with
+    step halving.
 
     Args:
         samples: (micro_step, optimizer, job, measured seconds of one optimizer step), at least one.
@@ -201,8 +237,12 @@ def fit(
         raise AutofitError("the time constants need at least one measured step with a positive time; run a trial first")
     base = start or Constants()
     several = any(job.ranks > 1 for _, _, job, _ in samples)
-    names: tuple[Literal["flop_share", "bandwidth_share", "launch_seconds", "link_share"], ...]
-    names = ("flop_share", "bandwidth_share", "launch_seconds") + (("link_share",) if several else ())
+    offloaded = any(job.offload is not None for _, _, job, _ in samples)
+    names: tuple[_Fitted, ...] = ("flop_share", "bandwidth_share", "launch_seconds")
+    if several:
+        names += ("link_share",)
+    if offloaded:
+        names += ("host_link_share", "host_bandwidth")
 
     def at(logs: Float64) -> Constants:
         values = {name: getattr(base, name) * float(np.exp(log)) for name, log in zip(names, logs, strict=True)}
@@ -228,6 +268,16 @@ def fit(
             break
         logs, current = np.clip(logs + scale * move, -3, 3), trial
     return replace(at(logs), measured_steps=len(samples), versions=versions)
+
+
+def _offload_seconds(device: DeviceModel, job: Job, constants: Constants) -> float:
+    if job.offload is None:
+        return 0.0
+    moved = link_bytes(
+        job.offload, stage=job.zero_stage, ranks=job.ranks, micro_steps=job.micro_steps, recomputes=job.recomputes
+    )
+    over_link = moved / (device.host_bandwidth * constants.host_link_share)
+    return over_link + host_traffic(job.offload) / constants.host_bandwidth
 
 
 def _durations(

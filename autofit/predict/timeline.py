@@ -124,14 +124,11 @@ def traced_timeline(
     )
 
 
-def zero_timeline(
-    settings: ZeroSettings, parameters: Sequence[Parameter], moments: Sequence[Moment], constant: Mapping[str, int]
-) -> Timeline:
+def zero_timeline(settings: ZeroSettings, parameters: Sequence[Parameter], moments: Sequence[Moment]) -> Timeline:
     """A steady step of the ZeRO replay, on the rank that needs most.
 
     Args:
         settings, parameters, moments: as `zero.predict_zero` takes them.
-        constant: terms beside the replay, in bytes all along (cuBLAS workspaces).
     """
     ranks: list[PartitionedRank | ReplicatedRank] = (
         [PartitionedRank(settings, parameters)]
@@ -144,7 +141,7 @@ def zero_timeline(
         rank.step(moments, listener)
         heard.append((rank, listener))
     rank, listener = max(heard, key=lambda item: max(item[1].peaks.values()))
-    terms, use = _zero_use(rank.parts, listener, constant)
+    terms, use = _zero_use(rank.parts, listener)
     micro_batches = settings.gradient_accumulation_steps
     segments = _segments([phase_name(name) for name in listener.at_phase])
     replayed = max(segment.micro_batch or 0 for segment in segments)
@@ -158,10 +155,7 @@ def zero_timeline(
         segments=segments,
         first_step=False,
         micro_batches=micro_batches,
-        phases={
-            phase_name(name): max(listener.peaks[name] for _, listener in heard) + sum(constant.values())
-            for name in listener.peaks
-        },
+        phases={phase_name(name): max(each.peaks[name] for _, each in heard) for name in listener.peaks},
         not_shown=not_shown,
     )
 
@@ -212,14 +206,13 @@ def _use(trace: SymbolicTrace, regime: Regime, shape: tuple[int, int, int], more
     return use
 
 
-def _zero_use(parts: Mapping[str, int], meter: _Listener, constant: Mapping[str, int]) -> tuple[tuple[str, ...], Int64]:
+def _zero_use(parts: Mapping[str, int], meter: _Listener) -> tuple[tuple[str, ...], Int64]:
     own, of_model = np.array(meter.own, dtype=np.int64), np.array(meter.of_model, dtype=np.int64)
     columns = {name: np.full(len(own), value, dtype=np.int64) for name, value in parts.items()}
     if (own < 0).any():  # ZeRO-3 partitions the persisted weights before the optimizer runs
         columns["persisted_weights"] = columns["persisted_weights"] + np.minimum(own, 0)
     columns["zero_buffers"] = np.maximum(own, 0)
     columns["activations"] = of_model
-    columns |= {name: np.full(len(own), value, dtype=np.int64) for name, value in constant.items()}
     kept = {name: column for name, column in columns.items() if column.any()}
     return tuple(kept), np.stack(list(kept.values()), axis=1)
 

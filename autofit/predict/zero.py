@@ -237,7 +237,7 @@ def bounds(
     w, g, b = settings.weight_bytes, settings.gradient_bytes, settings.reduce_bucket_size
     part = -(-trainable // settings.ranks)
     on_device = 0 if settings.offload_optimizer else 1
-    state = on_device * (settings.master_bytes + settings.state_bytes) * part
+    state = round(on_device * (settings.master_bytes + settings.state_bytes) * part)
     flat = w * min(b, trainable)
     if settings.stage == 3:
         weights = w * (part + -(-frozen // settings.ranks)) * (0 if settings.offload_param else 1)

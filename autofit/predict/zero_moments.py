@@ -1,5 +1,6 @@
 """The common language of the ZeRO replays: parameters, moments of the one-rank trace, and a meter of what is held beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,11 @@ class Parameter:
     """Number of the module that owns it; the modules of the moments use the same numbers."""
     weight_bytes: int = 2
     """Bytes per element of the weight, and of its gradient as autograd makes it."""
+    decays: bool = True
+    """Whether weight decay applies: Trainer puts the vectors, to which it does not, into an optimizer group of their own, and
+    DeepSpeed partitions group by group."""
+    tied: bool = False
+    """Whether a module that owns no parameter of its own uses it as well: the output layer of a model with tied embeddings."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,12 @@ class Moment:
     """Highest use since the moment before, this moment included: activations, temporaries, gradients under way."""
     live_bytes: int
     """Use at this moment; the gradient of a `grad` moment is not in it any more."""
+
+
+def optimizer_groups(parameters: Sequence[Parameter]) -> list[list[int]]:
+    """The trained parameters by optimizer group, in order: those that decay, the others; no group is empty."""
+    groups = [[k for k, p in enumerate(parameters) if p.trainable and p.decays is decays] for decays in (True, False)]
+    return [group for group in groups if group]
 
 
 class Meter:

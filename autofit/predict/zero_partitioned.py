@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from autofit.predict.zero_moments import Meter, Moment, Parameter
+from autofit.predict.zero_moments import Meter, Moment, Parameter, optimizer_groups
 from autofit.predict.zero_settings import ZeroSettings
 
 _ON, _OFF = ("forward", "backward"), ("forward_end", "backward_end")
@@ -34,13 +34,17 @@ class PartitionedRank:
         }
         if not settings.offload_optimizer:
             self.parts["master_weights"] = settings.master_bytes * trained
-            self.parts["optimizer_state"] = settings.state_bytes * trained
+            self.parts["optimizer_state"] = round(settings.state_bytes * trained)
             self.parts["gradients"] = settings.gradient_bytes * trained
         self.resident = sum(self.parts.values())
 
     def step(self, moments: Sequence[Moment], meter: Meter) -> None:
         """One steady optimizer step."""
-        self._order = [(m.index, tuple(self.of_module.get(m.index, ()))) for m in moments if m.kind in _ON]
+        tied = [k for k, p in enumerate(self.parameters) if p.tied]
+        for moment in moments:
+            if moment.kind in _ON:
+                self.of_module.setdefault(moment.index, list(tied))
+        self._order = [(m.index, tuple(self.of_module[m.index])) for m in moments if m.kind in _ON]
         self._order_elements = [sum(self.parameters[k].elements for k in found) for _, found in self._order]
         self._micro_step(moments, meter)  # each leaves what it found, so that all of them have the peaks of one
         meter.phase = "step"
@@ -185,11 +189,13 @@ class PartitionedRank:
         )  # partitioned before the step
         if settings.gradient_clipping:
             meter.see(8 * max(self.part[k] for k in trained))
-        groups: list[list[int]] = [[]]
-        for k in trained:
-            groups[-1].append(k)
-            if sum(self.part[j] for j in groups[-1]) >= settings.sub_group_size:
-                groups.append([])
+        groups: list[list[int]] = []
+        for optimizer_group in optimizer_groups(self.parameters):
+            groups.append([])
+            for k in optimizer_group:
+                groups[-1].append(k)
+                if sum(self.part[j] for j in groups[-1]) >= settings.sub_group_size:
+                    groups.append([])
         for group in groups:
             elements = sum(self.part[k] for k in group)
             flat = settings.gradient_bytes * elements if len(group) > 1 else 0

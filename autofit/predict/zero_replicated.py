@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from autofit.predict.zero_moments import Meter, Moment, Parameter
+from autofit.predict.zero_moments import Meter, Moment, Parameter, optimizer_groups
 from autofit.predict.zero_settings import ZeroSettings
 
 _ALLREDUCE_ELEMENTS = 500_000_000
@@ -16,16 +16,9 @@ class ReplicatedRank:
         self.settings = settings
         self.parameters = parameters
         trained = [k for k, p in enumerate(parameters) if p.trainable]
-        if settings.round_robin_gradients:
-            trained = [k for r in range(settings.ranks) for k in trained[r :: settings.ranks]]
-        elements = sum(parameters[k].elements for k in trained)
-        alignment = 2 * settings.ranks  # start of a partition: 4 bytes for NCCL
-        self.partition = -(-elements // alignment) * alignment // settings.ranks
         self.owners: dict[int, list[tuple[int, int]]] = {}  # parameter -> (rank, elements) of its slices
-        start = 0
-        for k in trained:
-            self.owners[k] = self._slices(start, parameters[k].elements)
-            start += parameters[k].elements
+        self.partitions = [self._partition(group) for group in optimizer_groups(parameters)]
+        self.partition = sum(self.partitions)
         self.mine = {k: n for k, slices in self.owners.items() for r, n in slices if r == rank}
         # A parameter that is only partly the rank's is copied whole.
         self.mine_bytes = settings.weight_bytes * sum(parameters[k].elements for k in self.mine)
@@ -35,8 +28,22 @@ class ReplicatedRank:
             self.parts["communication"] = settings.weight_bytes * max(parameters[k].elements for k in trained)
         else:
             self.parts["master_weights"] = settings.master_bytes * self.partition
-            self.parts["optimizer_state"] = settings.state_bytes * self.partition
+            self.parts["optimizer_state"] = round(settings.state_bytes * self.partition)
         self.resident = sum(self.parts.values())
+
+    def _partition(self, group: Sequence[int]) -> int:
+        """Deals the parameters of an optimizer group out to the ranks; elements of a rank's share, padding included."""
+        ranks = self.settings.ranks
+        if self.settings.round_robin_gradients:
+            group = [k for r in range(ranks) for k in group[r::ranks]]
+        elements = sum(self.parameters[k].elements for k in group)
+        alignment = 2 * ranks  # start of a partition: 4 bytes for NCCL
+        partition = -(-elements // alignment) * alignment // ranks
+        start = 0
+        for k in group:
+            self.owners[k] = _slices(start, self.parameters[k].elements, partition)
+            start += self.parameters[k].elements
+        return partition
 
     def step(self, moments: Sequence[Moment], meter: Meter) -> None:
         """One steady optimizer step."""
@@ -138,21 +145,26 @@ class ReplicatedRank:
         self._own, self._buffers = {}, 0
 
     def _update(self, meter: Meter) -> None:
-        """Norm, flat gradient, fp32 copy, optimizer."""
+        """Norm; then, group by group, flat gradient, fp32 copy and optimizer.
+
+        The gradients that were kept are views of one buffer, which goes when the last group has copied its own.
+        """
         settings = self.settings
         if settings.gradient_clipping and self.mine:
             meter.see(8 * max(self.mine.values()))
-        meter.add((settings.weight_bytes + 4) * self.partition)
-        meter.held -= settings.weight_bytes * self.partition + self._kept
-        meter.see(settings.optimizer_temporary_bytes * self.partition)
-        meter.held -= 4 * self.partition
+        for number, partition in enumerate(self.partitions, start=1):
+            meter.add((settings.weight_bytes + 4) * partition)
+            meter.held -= settings.weight_bytes * partition + (self._kept if number == len(self.partitions) else 0)
+            meter.see(settings.optimizer_temporary_bytes * partition)
+            meter.held -= 4 * partition
 
-    def _slices(self, start: int, elements: int) -> list[tuple[int, int]]:
-        """(rank, elements) of the pieces into which the partition borders cut `elements` from `start`."""
-        slices, end = [], start + elements
-        while start < end:
-            owner = start // self.partition
-            stop = min(end, (owner + 1) * self.partition)
-            slices.append((owner, stop - start))
-            start = stop
-        return slices
+
+def _slices(start: int, elements: int, partition: int) -> list[tuple[int, int]]:
+    """(rank, elements) of the pieces into which the borders of partitions cut `elements` from `start`."""
+    slices, end = [], start + elements
+    while start < end:
+        owner = start // partition
+        stop = min(end, (owner + 1) * partition)
+        slices.append((owner, stop - start))
+        start = stop
+    return slices

@@ -29,7 +29,7 @@ class ZeroSettings:
     """Bytes per element in which gradients are accumulated (`data_types.grad_accum_dtype`; the weights' own by default)."""
     master_bytes: int = 4
     """Bytes per trained element of the fp32 masters."""
-    state_bytes: int = 8
+    state_bytes: float = 8
     """Bytes per trained element of the optimizer's moments, in fp32."""
     optimizer_temporary_bytes: int = 0
     """Bytes per element that the optimizer needs while it updates a partition: 0 fused, 4 foreach, 8 one tensor at a time."""

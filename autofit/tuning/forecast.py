@@ -108,7 +108,7 @@ def explain(spec: TrialSpec, predictor: Predictor, gpu_mem_bytes: int, said: Cal
     spec = canonical(spec, model)
     prediction = predictor.predict(spec, model, gpu_mem_bytes)
     timeline = predictor.timeline(spec, model)
-    shortfall = prediction.peak_device_bytes_high - gpu_mem_bytes
+    shortfall = prediction.peak_device_bytes_high - (predictor.budget(gpu_mem_bytes) or gpu_mem_bytes)
     if shortfall <= 0:
         return Explanation(spec, prediction, timeline, shortfall, ())
     found = []

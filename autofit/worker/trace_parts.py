@@ -65,17 +65,21 @@ def watch_modules(model: torch.nn.Module, tracer: StorageTracer) -> list[dict[st
     """Tells the tracer when modules that own parameters run; returns the parameters with the modules' numbers."""
     owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
     number_of: dict[int, int] = {}
+    tied: set[int] = set()
     for number, module in enumerate(owners):
         module.register_forward_pre_hook(lambda module, args, number=number: tracer.module_forward(number))
         module.register_forward_hook(lambda module, args, output, number=number: tracer.module_forward_end(number))
         for parameter in module.parameters(recurse=False):
-            number_of.setdefault(id(parameter), number)
+            if number_of.setdefault(id(parameter), number) != number:
+                tied.add(id(parameter))
     return [
         {
             "elements": parameter.numel(),
             "trainable": parameter.requires_grad,
             "module": number_of[id(parameter)],
             "weight_bytes": parameter.element_size(),
+            "decays": parameter.dim() >= 2,
+            "tied": id(parameter) in tied,
         }
         for parameter in model.parameters()
     ]

@@ -63,20 +63,24 @@ def test_every_line_of_a_file_is_answered_in_its_place(predictor: Predictor, tmp
 
 @pytest.mark.train
 def test_explain_says_what_makes_it_fit_and_what_that_does_to_the_training(predictor: Predictor) -> None:
-    spec = TrialSpec.model_validate({**TINY, "gradient_checkpointing": True})
+    spec = TrialSpec.model_validate({**TINY, "gradient_checkpointing": False})
     whole = explain(spec, predictor, 2 * GIB, lambda _: None)
     assert whole.shortfall_bytes <= 0 and whole.remedies == ()
-    budget = whole.prediction.peak_device_bytes_high - 8 * 2**20
+    # Less than what is allocated needs with its margin: giving cached blocks back does not help.
+    overhead = whole.prediction.peak_device_bytes - whole.prediction.peak_reserved_bytes
+    budget = int((whole.prediction.peak_allocated_bytes + overhead) * 1.05) - 2**20
     tight = explain(spec, predictor, budget, lambda _: None)
-    assert tight.shortfall_bytes == 8 * 2**20
+    assert not tight.prediction.fits
+    assert tight.shortfall_bytes == tight.prediction.peak_device_bytes_high - budget > 0
     assert tight.timeline.allocated.max() == tight.prediction.peak_allocated_bytes
     changes = {remedy.change: remedy for remedy in tight.remedies}
     assert changes["micro_batch_size 2 x accumulation 4"].training == ()  # the mildest that fits: 1 x 8 is not listed
     assert not any(name.startswith("micro_batch_size 1") for name in changes)
     assert changes["cutoff_len 256"].training == ("cutoff_len 256 instead of 512",)
     assert changes["optimizer adamw_8bit"].training == ("optimizer adamw_8bit",)
+    assert changes["gradient_checkpointing on"].training == ()
     offloaded = changes["zero_stage 3 with offload_optimizer and offload_param"]
-    assert any("moving offloaded state" in item for item in offloaded.not_modelled)
+    assert any("host's own memory" in item for item in offloaded.not_modelled)
     assert all(remedy.prediction.peak_device_bytes_high <= budget for remedy in tight.remedies)
     assert [len(remedy.training) for remedy in tight.remedies] == sorted(len(remedy.training) for remedy in tight.remedies)
 
