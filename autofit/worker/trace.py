@@ -71,26 +71,23 @@ def _write(document: dict[str, Any], output: str) -> None:
 
 
 def trace(spec: dict[str, Any]) -> dict[str, Any]:
-    """The trace document of a spec (see the module's docstring; `Session.document` builds it).
+    """The trace document of a spec (see the module's docstring; `trace_document` builds it).
 
     Raises:
         TraceError: the configuration cannot be traced, or its events differ between the shapes.
     """
     import torch
 
+    from autofit.worker.trace_document import document as written
     from autofit.worker.trace_inputs import Shape, TraceError
-    from autofit.worker.trace_session import Session
 
     started = time.perf_counter()
     options = dict(spec.get("trace") or {})
     shapes = [Shape.read(value) for value in options.get("shapes") or []]
-    try:
-        session = Session(spec["model"], spec["trial"], options)
-    except KeyError as error:
-        raise TraceError(f"spec without {error}: needs model and a whole trial") from error
-    shapes = shapes or [session.own_shape()]
+    if missing := [key for key in ("model", "trial") if key not in spec]:
+        raise TraceError(f"spec without {missing[0]!r}: needs model and a whole trial")
     with _quiet(), torch.autograd.set_multithreading_enabled(False):
-        document = session.document(shapes)
+        document = written(spec["model"], spec["trial"], options, shapes)
     document["metadata"]["seconds"] = round(time.perf_counter() - started, 3)
     document["metadata"]["rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return document
