@@ -126,7 +126,7 @@ def _understood(config: Any) -> None:
 
 def _built(model: dict[str, Any], trial: dict[str, Any]) -> torch.nn.Module:
     """The plain model on `meta`, kept for the next variant."""
-    plain = {name: False for name in ("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model")}
+    plain = dict.fromkeys(("freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model"), False)
     key = json.dumps(model["config"], sort_keys=True)
     if key not in _bare:
         if len(_bare) >= 8:

@@ -22,7 +22,7 @@ from autofit.worker.trace_parts import owner_modules, parameter_groups
 from autofit.worker.trace_session import MICRO_STEPS, Session
 from autofit.worker.trace_tracer import CATEGORIES, PHASES, StorageTracer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def document(model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any], shapes: list[Shape]) -> dict[str, Any]:
@@ -67,8 +67,10 @@ def _document(session: Session, shapes: list[Shape], reason: str = "") -> dict[s
     regimes = list(dict.fromkeys(shape.regime for shape in shapes))
     groups = [_group(session, [shape for shape in shapes if shape.regime == regime]) for regime in regimes]
     layout = session.shallow.layout if session.shallow is not None else None
+    depth: dict[str, Any]
     if session.shallow is not None:
-        depth = {"traced": list(session.shallow.layout.depths), "of": [len(row) - 1 for row in session.shallow.layout.templates]}
+        whole = session.shallow.layout
+        depth = {"traced": list(whole.depths), "of": [len(row) - 1 for row in whole.templates]}
     else:
         depth = {"full": reason}
     return {
@@ -89,6 +91,8 @@ def _group(session: Session, shapes: list[Shape]) -> dict[str, Any]:
         probe = session.probe(shape)
         sizes.append(_aligned_sizes(reference, probe, shape))
         operations.append(_aligned_operations(reference, probe, shape))
+    if session.shallow is not None and reference.orphans:
+        raise NotExpandable(f"the optimizer makes {len(reference.orphans)} storages that belong to no parameter")
     written = _Written(session, reference, session.shallow.layout if session.shallow is not None else None)
     if session.shallow is not None:
         _require_itself(session, reference, session.shallow)
@@ -198,7 +202,7 @@ class _Written:
 
     def _traffic(self, row: Recorded, which: int) -> float:
         if self.layout is None or row.spread is None:
-            return row[3 + which]
+            return row.bytes_written if which else row.bytes_read
         return float(self._deep_sum(row.spread[which]))
 
     def _deep_sum(self, parts: dict[int, int]) -> int:

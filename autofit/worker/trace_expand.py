@@ -7,7 +7,7 @@ blocks in the same direction, each with the stretch of its template; what a stre
 parameter) is its own, its neighbour's, one of a block that exists once, or nobody's, and is renamed accordingly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,13 +79,14 @@ class Row:
         NotExpandable: a pass over a single block of which the deep model has several: nothing tells its direction.
     """
 
-    def __init__(self, tags: Sequence[int], layout: Layout, cuts: Sequence[int] | None = None) -> None:
+    def __init__(self, tags: npt.ArrayLike, layout: Layout, cuts: npt.ArrayLike | None = None) -> None:
         self.layout = layout
+        tags = np.asarray(tags, dtype=np.int64)
         self.length = len(tags)
         self.passes = 0
         self.stretches: list[Stretch] = []
         self._pieces = 0
-        self._cut(np.asarray(tags, dtype=np.int64), np.zeros(self.length) if cuts is None else np.asarray(cuts))
+        self._cut(tags, np.zeros(self.length) if cuts is None else np.asarray(cuts))
         self.sizes = np.zeros(self._pieces, dtype=np.int64)
         """Items of each piece of the deep row."""
         for stretch in self.stretches:

@@ -211,6 +211,7 @@ class Session:
             if self.watches_modules:
                 self._tracer.gradient(index, parameter.grad)
 
+
 class _Current:
     """Forwards what hooks say to the tracer of the run in progress: hooks are put on once."""
 
@@ -239,10 +240,11 @@ class _Current:
 
 
 def _label_state(tracer: StorageTracer, optimizer: torch.optim.Optimizer) -> None:
-    for state in optimizer.state.values():
+    for parameter, state in optimizer.state.items():
         for value in state.values():
             if isinstance(value, torch.Tensor):
                 tracer.relabel(value, "optimizer_state")
+                tracer.belongs(value, parameter)
 
 
 def _use_flash_attention(model: torch.nn.Module) -> None:

@@ -5,9 +5,9 @@ The tracer is a `TorchDispatchMode`: it sits below autograd, so it sees what a d
 last reference dies (a weak reference tells), which is what a caching allocator sees.
 
 Each record also has a *tag*: the block of the model (`trace_blocks`) that was running. A block runs from its first call to the
-next block's; what their container does after the last one counts as one block more. Backward nodes are told apart by the sequence numbers that autograd gave them in
-between; recomputed blocks are called again. Outside forward and backward the tag is that of the parameter whose tensors are
-worked on, element by element in a list of them.
+next block's; what their container does after the last one counts as one block more. Backward nodes are told apart by the
+sequence numbers that autograd gave them in between; recomputed blocks are called again. Outside forward and backward the tag
+is that of the parameter whose tensors are worked on, element by element in a list of them.
 """
 
 import bisect
@@ -93,6 +93,10 @@ class StorageTracer(TorchDispatchMode):
         self._tag_marks: list[tuple[int, int]] = [(-1, -1)]
         self._storage_tag: list[int] = []
         self._node = -1
+        self._made_at: list[int] = []
+        self._orphaned = False
+        self.orphans: set[int] = set()
+        """Storages of the optimizer of which nothing tells whose they are."""
         self._part, self._share = "language", 1.0
         self._marks: list[tuple[int, str, float]] = [(-1, "language", 1.0)]
 
@@ -101,7 +105,7 @@ class StorageTracer(TorchDispatchMode):
     def enter(self, phase: str, step: int) -> None:
         """From here on, events belong to this phase and optimizer step."""
         self.phase, self.step = _PHASE[phase], step
-        self._tag, self._node = -1, -1
+        self._tag, self._node, self._orphaned = -1, -1, False
         self.cut += 1
         if phase == "forward":
             self.mark("language", 1.0)
@@ -150,17 +154,32 @@ class StorageTracer(TorchDispatchMode):
         entry = self._live.get(tensor.untyped_storage()._cdata)
         return None if entry is None else self._storage_tag[entry[1]]
 
+    def belongs(self, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+        """`tensor` turned out to be kept for `parameter` (optimizer state, which may be made from nothing): of its block."""
+        entry = self._live.get(tensor.untyped_storage()._cdata)
+        tag = self._tag_of(parameter)
+        if entry is None or tag is None:
+            return
+        number = entry[1]
+        self.orphans.discard(number)
+        if self._storage_tag[number] != tag:
+            self._storage_tag[number] = tag
+            self.event_tag[self._made_at[number]] = tag
+
     def _tags_by_argument(self, args: Any, out: Any) -> list[int]:
         """Tags of what an operator outside forward and backward returns; also sets the current one."""
         for value in args:
             if isinstance(value, (tuple, list)) and value and isinstance(value[0], torch.Tensor):
                 tags = [self._tag_of(item) for item in value]
-                self._tag = -1
+                self._tag, self._orphaned = -1, False
                 several = isinstance(out, (tuple, list)) and len(out) == len(tags)
                 return [-1 if tag is None else tag for tag in tags] if several else []
+        self._orphaned = False
         known = [tag for value in args if isinstance(value, torch.Tensor) and (tag := self._tag_of(value)) is not None]
         if known:
             self._tag = next((tag for tag in known if tag >= 0), -1)
+        else:
+            self._orphaned = self.phase == _PHASE["optimizer"]
         return []
 
     def _shares(self, tensor: torch.Tensor) -> ByTag:
@@ -250,8 +269,7 @@ class StorageTracer(TorchDispatchMode):
         self.event_phase.append(self.phase)
         self.event_step.append(self.step)
         self.event_cut.append(self.cut)
-        running = self._tag if self.phase in _BY_MODEL else -1
-        self.event_tag.append(running if running >= 0 else self._storage_tag[storage])
+        self.event_tag.append(self._tag if self._tag >= 0 else self._storage_tag[storage])
 
     def _new(self, size: int, category: int, source: str, tag: int | None = None) -> int:
         self._storage_tag.append(self._tag if tag is None else tag)
@@ -259,6 +277,9 @@ class StorageTracer(TorchDispatchMode):
         self.storage_category.append(category)
         self.storage_source.append(source)
         number = len(self.storage_bytes) - 1
+        self._made_at.append(len(self.event_kind))
+        if self._orphaned and self.phase not in _BY_MODEL:
+            self.orphans.add(number)
         self._event(1, number)
         return number
 
