@@ -15,8 +15,8 @@ and backward only; that its events are those of the first shape, one by one, is 
 The spec is a trial's `spec.json` with one more key: `"trace": {"shapes": [{"micro_batch_size", "cutoff_len", "grids"}],
 "depth": "full" | "shallow", "target": "cuda" | "cpu", "foreach": true | false, "optimizer": true, "max_grad_norm": 1.0,
 "moments": false, "lookahead": 0}`, all optional. `depth`: whether a model of few blocks may stand for a deep one
-(`trace_document` checks it). `lookahead` counts batches that the data loader fetches ahead: accelerate keeps one in host memory,
-which is the device on the CPU.
+(`trace_document` checks it). `lookahead` counts batches that the data loader fetches ahead: accelerate keeps one in host
+memory, which is the device on the CPU.
 """
 
 import gc

@@ -8,6 +8,24 @@ from torch.utils.flop_counter import flop_registry
 
 _NO_WORK = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_unsafe_view", "detach"}
 
+RESHAPING = frozenset(
+    [
+        "resize_",
+        "resize_as_",
+        "set_",
+        "squeeze_",
+        "unsqueeze_",
+        "transpose_",
+        "t_",
+        "swapaxes_",
+        "swapdims_",
+        "as_strided_",
+        "detach_",
+        "rename_",
+    ]
+)
+"""Operators that change the shape of their argument, not its values."""
+
 ByTag = dict[int, int]
 """Tag of a block -> bytes."""
 
@@ -38,8 +56,29 @@ class Operation:
             for position, argument in enumerate(func._schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
+        self.makes = not any(argument.alias_info for argument in (*func._schema.arguments, *func._schema.returns))
+        """Returns nothing that was given to it."""
+        self.returns = len(func._schema.returns)
+        self.in_place = self.written == [0] and self.name.endswith("_") and self.returns <= 1 and self.name not in RESHAPING
+        """Changes values of its first argument and nothing else."""
         self.flops = flop_registry.get(packet)
         self.attention = self.name in _ATTENTION
+
+
+def count(operation: Operation, args: Any, kwargs: Any, out: Any, device: str) -> tuple[float, float, float]:
+    """(FLOPs, bytes read, bytes written) of one run; attention counts the whole square, or its half when causal."""
+    seen: set[int] = set()
+    read = traffic((args, tuple(kwargs.values())), device, seen)
+    written = traffic(out, device, seen)
+    for position in operation.written:
+        if position < len(args):
+            written += traffic(args[position], device, set())
+    flops = 0.0
+    if operation.attention:
+        flops = attention_flops(operation.name, args)
+    elif operation.flops is not None:
+        flops = float(operation.flops(*args, **kwargs, out_val=out))
+    return flops, float(read), float(written)
 
 
 def traffic(value: Any, device: str, seen: set[int]) -> int:

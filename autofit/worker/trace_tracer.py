@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autofit.worker.trace_operations import ByTag, Operation, Recorded, attention_flops, traffic, traffic_by_tag
+from autofit.worker.trace_memo import Call, Memo
+from autofit.worker.trace_operations import ByTag, Operation, Recorded, count, traffic_by_tag
 
 CATEGORIES = (
     "weights",
@@ -46,6 +47,8 @@ _ACCUMULATE_GRAD = 1 << 62
 _CATEGORY = {name: number for number, name in enumerate(CATEGORIES)}
 _PHASE = {name: number for number, name in enumerate(PHASES)}
 _BY_MODEL = frozenset({_PHASE["forward"], _PHASE["backward"]})
+
+_MEMO = Memo()
 
 Scratch = Callable[[tuple[Any, ...], Any], list[int]]
 
@@ -342,13 +345,13 @@ class StorageTracer(TorchDispatchMode):
             self._follow_block()
             self._follow_backward()
         try:
-            out = func(*args, **kwargs)
+            out, call = _MEMO.run(operation, func, args, kwargs)
         except RuntimeError as error:
             if isinstance(error, NotImplementedError) or "device" not in str(error):
                 raise
             args = self._on_device(args)
             kwargs = {name: self._on_device(value) for name, value in kwargs.items()}
-            out = func(*args, **kwargs)
+            out, call = func(*args, **kwargs), Call(None, False)
             self.unmixed.add(operation.name)
         scratch = self.scratch.get(operation.name)
         if scratch is not None:
@@ -366,7 +369,7 @@ class StorageTracer(TorchDispatchMode):
                         if isinstance(inner, torch.Tensor):
                             self.see(inner, source=operation.name)
         if self.recording and not operation.idle:
-            self._count(operation, args, kwargs, out)
+            self._count(operation, args, kwargs, out, call)
         return out
 
     def _on_device(self, value: Any) -> Any:
@@ -393,23 +396,21 @@ class StorageTracer(TorchDispatchMode):
         if entry is not None and max(pieces) >= 0 and sum(pieces.values()) == self.storage_bytes[entry[1]]:
             self.storage_spread[entry[1]] = pieces
 
-    def _count(self, operation: Operation, args: Any, kwargs: Any, out: Any) -> None:
-        seen: set[int] = set()
-        given = (args, tuple(kwargs.values()))
-        read = traffic(given, self.device, seen)
-        written = traffic(out, self.device, seen)
-        for position in operation.written:
-            if position < len(args):
-                written += traffic(args[position], self.device, set())
+    def _count(self, operation: Operation, args: Any, kwargs: Any, out: Any, call: Call) -> None:
+        found = _MEMO.counted.get(call.key) if call.distinct else None
+        if found is None:
+            found = count(operation, args, kwargs, out, self.device)
+            if call.distinct and call.key is not None:
+                _MEMO.counted[call.key] = found
+        flops, read, written = found
         if read + written == 0:
             return
-        flops = 0.0
         if operation.attention:
-            flops = attention_flops(operation.name, args) * self._where()[1]
-        elif operation.flops is not None:
-            flops = float(operation.flops(*args, **kwargs, out_val=out))
-        spread = None if self._tag >= 0 or self.phase in _BY_MODEL else self._spread(operation, given, out)
-        self.operations.append(Recorded(operation.name, self.phase, flops, float(read), float(written), self._tag, spread))
+            flops *= self._where()[1]
+        spread = None
+        if self._tag < 0 and self.phase not in _BY_MODEL:
+            spread = self._spread(operation, (args, tuple(kwargs.values())), out)
+        self.operations.append(Recorded(operation.name, self.phase, flops, read, written, self._tag, spread))
 
     def _spread(self, operation: Operation, given: Any, out: Any) -> tuple[ByTag, ByTag]:
         seen: set[int] = set()
