@@ -8,22 +8,7 @@ from torch.utils.flop_counter import flop_registry
 
 _NO_WORK = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_unsafe_view", "detach"}
 
-RESHAPING = frozenset(
-    [
-        "resize_",
-        "resize_as_",
-        "set_",
-        "squeeze_",
-        "unsqueeze_",
-        "transpose_",
-        "t_",
-        "swapaxes_",
-        "swapdims_",
-        "as_strided_",
-        "detach_",
-        "rename_",
-    ]
-)
+RESHAPING = {"resize_", "resize_as_", "set_", "squeeze_", "unsqueeze_", "transpose_", "t_", "as_strided_", "detach_"}
 """Operators that change the shape of their argument, not its values."""
 
 ByTag = dict[int, int]
