@@ -61,6 +61,8 @@ def replayed(events: Events, *, expandable: bool, allocated_bytes: int = 0) -> D
     def within(capacity: int | None) -> Held:
         if capacity is None or unlimited <= capacity:
             return Held(unlimited, 0, True)
+        if allocated_bytes > capacity:  # giving back what is cached cannot help
+            return Held(unlimited, 1, False)
         found = replay(events, expandable=expandable, capacity_bytes=max(1, capacity - beside_bytes))
         reserved = found.peak_reserved_bytes + beside_bytes if found.fits else unlimited
         return Held(reserved, found.retries, found.fits)

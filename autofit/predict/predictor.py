@@ -11,7 +11,7 @@ answered from the cache in milliseconds.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from autofit.predict.offload import UPDATE_BYTES, Offload
 from autofit.predict.roofline import Constants, Job, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
 from autofit.predict.timeline import Timeline, phase_name, traced_timeline, zero_timeline
-from autofit.predict.variants import symbolic_trace, variant_key
+from autofit.predict.variants import Progress, symbolic_trace, symbolic_traces, variant_key
 from autofit.predict.zero import ddp_terms
 from autofit.predict.zero_spec import zero_settings, zero_terms
 
@@ -61,7 +61,7 @@ class Predictor:
     calibrations: Mapping[str, Calibration] = field(
         default_factory=lambda: {name: calibrate([], name) for name in ("allocated", "reserved", "device")}
     )
-    _traces: dict[str, SymbolicTrace] = field(default_factory=dict, init=False, repr=False)
+    _traces: dict[str, SymbolicTrace | AutofitError] = field(default_factory=dict, init=False, repr=False)
 
     def predict(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None = None) -> Prediction:
         """The prediction for a canonical spec.
@@ -112,14 +112,18 @@ class Predictor:
             versions=dict(trace.metadata["versions"]),
         )
 
-    def prepare(self, specs: Sequence[tuple[TrialSpec, Model]], progress: Callable[[int, int], None]) -> None:
-        """Traces what `specs` need and is not cached."""
-        for number, (spec, model) in enumerate(specs, start=1):
-            try:
-                self._trace(spec, model)
-            except AutofitError:
-                continue
-            progress(number, len(specs))
+    def prepare(self, specs: Iterable[tuple[TrialSpec, Model]], on_progress: Progress = lambda done, total: None) -> None:
+        """Traces the variants of these specs in parallel; `predict` then answers at once, or raises what a variant said.
+
+        Specs that cannot train are left out; `predict` says why.
+
+        Args:
+            on_progress: told (variants answered, variants in all) after each.
+        """
+        stack = self._stack()
+        able = [(spec, model) for spec, model in specs if model.config is not None and not refusal(spec, model)]
+        wanted = [pair for pair in able if variant_key(*pair, stack) not in self._traces]
+        self._traces |= symbolic_traces(wanted, stack, self.cache, self.python, on_progress=on_progress)
 
     def timeline(self, spec: TrialSpec, model: Model) -> Timeline:
         """Allocated memory of a canonical spec over one step; its peak is that of `predict`, before calibration.
@@ -147,12 +151,17 @@ class Predictor:
             return gpu_mem_bytes
         return min(gpu_mem_bytes or self.device.memory_bytes, self.device.memory_bytes)
 
+    def _stack(self) -> dict[str, str]:
+        return {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}
+
     def _trace(self, spec: TrialSpec, model: Model) -> SymbolicTrace:
-        stack = {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}
-        key = variant_key(spec, model, stack)
+        key = variant_key(spec, model, self._stack())
         if key not in self._traces:
-            self._traces[key] = symbolic_trace(spec, model, stack, self.cache, self.python)
-        return self._traces[key]
+            self._traces[key] = symbolic_trace(spec, model, self._stack(), self.cache, self.python)
+        found = self._traces[key]
+        if isinstance(found, AutofitError):
+            raise found
+        return found
 
     def _demand(self, spec: TrialSpec, trace: SymbolicTrace, patches: int, peak: Peak) -> tuple[Demand, list[str]]:
         context = f"CUDA context {CONTEXT_BYTES / 2**30:.1f} GiB" + (

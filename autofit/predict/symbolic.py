@@ -7,7 +7,6 @@ attention, accumulation (1 or more). Within a variant a *regime* is a set of sha
 larger ones, and for a sliding window sequences on either side of it.
 """
 
-import gzip
 import json
 import zipfile
 from collections.abc import Mapping
@@ -20,13 +19,16 @@ import numpy.typing as npt
 
 from autofit.errors import AutofitError
 from autofit.predict.allocator import Events
-from autofit.predict.polynomials import FEATURES, Float64, features, fit
+from autofit.predict.fitting import fit_regime, read_document
+from autofit.predict.polynomials import FEATURES, Float64, features
+from autofit.predict.regime import Regime, moments_of
 from autofit.predict.roofline import Operations
 from autofit.predict.zero_moments import Moment, Parameter
 
-FORMAT = 1
-_BLOCK = 512
+FORMAT = 2
 _CHUNK = 8192
+
+__all__ = ["FORMAT", "Peak", "Regime", "SymbolicTrace", "read_document"]
 
 
 class Peak(NamedTuple):
@@ -38,34 +40,6 @@ class Peak(NamedTuple):
     """0: the first step, which makes the optimizer's state; 1: every later one."""
     terms: dict[str, int]
     """Category -> bytes at the peak; they add up to it."""
-
-
-@dataclass(frozen=True)
-class Regime:
-    """The events of one regime and the polynomials of their sizes. Arrays as in `worker/trace_session.py`."""
-
-    name: str
-    kind: npt.NDArray[np.int8]
-    storage: npt.NDArray[np.int32]
-    phase: npt.NDArray[np.int8]
-    step: npt.NDArray[np.int8]
-    category: npt.NDArray[np.int8]
-    sizes: Float64
-    """[storages, features] bytes."""
-    rows: Float64
-    """[k, features] bytes in use after those events that can be the peak somewhere."""
-    row_event: npt.NDArray[np.int32]
-    row_terms: Float64
-    """[k, categories, features]"""
-    operations: Float64
-    """[u, 2 * features] FLOPs and bytes of distinct operations."""
-    operation_count: Float64
-    operation_phase: npt.NDArray[np.int8]
-    moments: dict[str, list[Any]]
-    inexact: int
-    """Storages whose size no polynomial of the table meets exactly."""
-    residual: float
-    """Largest error in bytes of such a storage at a traced shape."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +72,7 @@ class SymbolicTrace:
                 f"trace of format {document.get('format')!r}, this autofit reads {FORMAT}; trace the model again"
             )
         categories, phases = tuple(document["categories"]), tuple(document["phases"])
-        regimes = {group["regime"]: _fit_regime(group, len(categories), phases) for group in document["groups"]}
+        regimes = {group["regime"]: fit_regime(group, len(categories), phases) for group in document["groups"]}
         parameters = [Parameter(**value) for value in document.get("parameters", [])]
         return cls(categories, phases, regimes, parameters, dict(document["metadata"]), window)
 
@@ -143,7 +117,7 @@ class SymbolicTrace:
     def events(self, batch: int, length: int, patches: int = 0) -> tuple[Events, Events]:
         """(load and first step, a steady step) for the allocator; frees carry the size that they free."""
         regime = self._regime(self.regime_of(batch, length))
-        size = np.rint(regime.sizes @ features(batch, length, patches, 0)[0]).astype(np.int64)
+        size = np.rint(regime.storage_sizes(features(batch, length, patches, 0)[0])).astype(np.int64)
         ids = regime.storage.astype(np.int64)
         signed = size[ids] * regime.kind
         steady = regime.step > 0
@@ -170,8 +144,8 @@ class SymbolicTrace:
     def moments(self, batch: int, length: int, patches: int = 0) -> list[Moment]:
         """Forward and backward of the last micro-batch of the steady step, for the ZeRO replay."""
         regime = self._regime(self.regime_of(batch, length))
-        size = regime.sizes @ features(batch, length, patches, 0)[0]
-        return _moments(regime, size, self.categories, self.phases)
+        size = regime.storage_sizes(features(batch, length, patches, 0)[0])
+        return moments_of(regime, size, self.categories, self.phases)
 
     def regime_of(self, batch: int, length: int) -> str:
         """Name of the regime that a shape belongs to."""
@@ -251,164 +225,10 @@ class SymbolicTrace:
     def _inputs(self, regime: Regime) -> Float64:
         """Coefficients of one micro-batch's resident inputs."""
         first = regime.storage[(regime.step == 0) & (regime.phase == self.phases.index("batch")) & (regime.kind > 0)]
-        total: Float64 = regime.sizes[first].sum(axis=0) / self._traced_micro_steps()
+        total: Float64 = regime.sizes[regime.template[first]].sum(axis=0) / self._traced_micro_steps()
         return total
 
     def _peaks_within(self, regime: Regime, at: Float64, extra: Float64) -> Float64:
         parts = [(at[start : start + _CHUNK] @ regime.rows.T).max(axis=1) for start in range(0, len(at), _CHUNK)]
         peaks: Float64 = np.concatenate(parts) + extra * (at @ self._inputs(regime))
         return peaks
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """The trace document in a `.json` or `.json.gz` file.
-
-    Raises:
-        AutofitError: it cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-        content = json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
-    except (OSError, ValueError, EOFError) as error:
-        raise AutofitError(f"{path}: is no trace ({error}); trace the model again") from error
-    if not isinstance(content, dict):
-        raise AutofitError(f"{path}: is no trace (a {type(content).__name__}); trace the model again")
-    return content
-
-
-def _fit_regime(group: Mapping[str, Any], categories: int, phases: tuple[str, ...]) -> Regime:
-    samples = np.concatenate([_shape_features(shape) for shape in group["shapes"]])
-    memory_samples = samples.copy()
-    memory_samples[:, FEATURES.index("Q")] = 0.0
-    sizes = fit(memory_samples, np.asarray(group["storages"]["bytes"], dtype=np.float64))
-    coefficients = _rounded(sizes.coefficients)
-    events = group["events"]
-    kind = np.asarray(events["kind"], dtype=np.int8)
-    storage = np.asarray(events["storage"], dtype=np.int32)
-    category = np.asarray(group["storages"]["category"], dtype=np.int8)
-    rows, row_event = _peak_rows(coefficients, kind, storage)
-    operations, count, phase = _fit_operations(group["operations"], samples, phases)
-    return Regime(
-        name=str(group["regime"]),
-        kind=kind,
-        storage=storage,
-        phase=np.asarray(events["phase"], dtype=np.int8),
-        step=np.asarray(events["step"], dtype=np.int8),
-        category=category,
-        sizes=coefficients,
-        rows=rows,
-        row_event=row_event,
-        row_terms=_terms(coefficients, kind, storage, category, row_event, categories),
-        operations=operations,
-        operation_count=count,
-        operation_phase=phase,
-        moments=dict(group["moments"]),
-        inexact=sizes.inexact,
-        residual=sizes.residual,
-    )
-
-
-def _shape_features(shape: Mapping[str, Any]) -> Float64:
-    patches = [int(t) * int(h) * int(w) for t, h, w in shape["grids"]]
-    squares = sum(int(t) * (int(h) * int(w)) ** 2 for t, h, w in shape["grids"])
-    return features(shape["micro_batch_size"], shape["cutoff_len"], sum(patches), squares)
-
-
-def _rounded(coefficients: Float64) -> Float64:
-    """The allocator gives whole blocks of 512 bytes; sizes that depend on the shape are such multiples where they matter."""
-    result = coefficients.copy()
-    constant = ~np.any(coefficients[:, 1:], axis=1)
-    result[constant, 0] = np.ceil(coefficients[constant, 0] / _BLOCK) * _BLOCK
-    return result
-
-
-def _peak_rows(
-    sizes: Float64, kind: npt.NDArray[np.int8], storage: npt.NDArray[np.int32]
-) -> tuple[Float64, npt.NDArray[np.int32]]:
-    """Memory in use after the events that end a run of allocations, without those that another row never falls below."""
-    use = np.cumsum(sizes[storage] * kind[:, None], axis=0)
-    last = np.append((kind[:-1] > 0) & (kind[1:] < 0), kind[-1] > 0)
-    candidates = np.flatnonzero(last)
-    _, first = np.unique(np.round(use[candidates], 2), axis=0, return_index=True)
-    candidates = candidates[first]
-    typical = features(4, 4096, 16384, 0)[0]
-    candidates = candidates[np.argsort(-(use[candidates] @ typical), kind="stable")]
-    kept: list[int] = []
-    rows = np.empty((0, use.shape[1]))
-    for candidate in candidates:
-        if kept and np.any(np.all(rows >= use[candidate] - 1e-6, axis=1)):
-            continue
-        kept.append(int(candidate))
-        rows = use[kept]
-    return rows, np.asarray(kept, dtype=np.int32)
-
-
-def _terms(  # noqa: PLR0917 - the columns of one table
-    sizes: Float64,
-    kind: npt.NDArray[np.int8],
-    storage: npt.NDArray[np.int32],
-    category: npt.NDArray[np.int8],
-    events: npt.NDArray[np.int32],
-    categories: int,
-) -> Float64:
-    terms = np.zeros((len(events), categories, sizes.shape[1]))
-    of_event = category[storage]
-    for number in range(categories):
-        where = np.flatnonzero(of_event == number)
-        if len(where) == 0:
-            continue
-        use = np.cumsum(sizes[storage[where]] * kind[where, None], axis=0)
-        at = np.searchsorted(where, events, side="right") - 1
-        terms[:, number] = np.where((at >= 0)[:, None], use[np.maximum(at, 0)], 0.0)
-    return terms
-
-
-def _fit_operations(
-    operations: Mapping[str, Any], samples: Float64, phases: tuple[str, ...]
-) -> tuple[Float64, Float64, npt.NDArray[np.int8]]:
-    """Distinct operations with their counts; clipping counts with the optimizer, all others are told by nothing but phase."""
-    flops = np.asarray(operations["flops"], dtype=np.float64)
-    moved = np.asarray(operations["bytes_read"], dtype=np.float64) + np.asarray(operations["bytes_written"], dtype=np.float64)
-    both = np.hstack([fit(samples, flops).coefficients, fit(samples, moved).coefficients])
-    phase = np.asarray(operations["phase"], dtype=np.int8)
-    phase = np.where(phase == phases.index("clip"), phases.index("optimizer"), phase)
-    phase = np.where(phase == phases.index("optimizer"), phase, phases.index("forward"))
-    keyed = np.hstack([phase[:, None], np.round(both, 3)])
-    unique, count = np.unique(keyed, axis=0, return_counts=True)
-    return unique[:, 1:], count.astype(np.float64), unique[:, 0].astype(np.int8)
-
-
-def _moments(regime: Regime, size: Float64, categories: tuple[str, ...], phases: tuple[str, ...]) -> list[Moment]:
-    """Use without weights, optimizer state and gradients that are ready, between the moments of the last micro-batch."""
-    if not regime.moments["event"]:
-        raise AutofitError("this trace has no moments; trace the model with a ZeRO stage")
-    outside = [categories.index(name) for name in ("weights", "master_weights", "optimizer_state")]
-    counted = ~np.isin(regime.category[regime.storage], outside)
-    change = np.where(counted, size[regime.storage] * regime.kind, 0.0)
-    ready: dict[int, int] = {}
-    at = np.asarray(regime.moments["event"])
-    for event, kind, storage in zip(at, regime.moments["kind"], regime.moments["storage"], strict=True):
-        if kind == "grad" and storage >= 0 and storage not in ready:
-            ready[storage] = int(event)
-    for storage, event in ready.items():
-        freed = np.flatnonzero((regime.storage == storage) & (regime.kind < 0))
-        change[freed] = 0.0
-        if event < len(change):
-            change[event] -= size[storage]  # at the moment itself: before the next event
-    use = np.cumsum(change)
-    forwards = np.flatnonzero(regime.phase == phases.index("forward"))
-    starts = forwards[np.r_[True, np.diff(forwards) > 1]]
-    begin = int(starts[-1])
-    result: list[Moment] = []
-    previous = begin
-    for event, kind, index in zip(at, regime.moments["kind"], regime.moments["index"], strict=True):
-        if event < begin:
-            continue
-        position = min(int(event), len(use)) - 1
-        peak = float(use[previous : position + 1].max()) if position >= previous else float(use[position])
-        live = float(use[position])
-        result.append(Moment(kind, int(index), round(max(peak, live)), round(live)))
-        previous = position
-    backward_end = np.flatnonzero(regime.phase == phases.index("backward"))[-1]
-    result.append(Moment("end", 0, round(float(use[previous : backward_end + 1].max())), round(float(use[backward_end]))))
-    return result

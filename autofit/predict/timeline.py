@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autofit.predict.polynomials import features
-from autofit.predict.symbolic import Regime, SymbolicTrace
+from autofit.predict.regime import Regime
+from autofit.predict.symbolic import SymbolicTrace
 from autofit.predict.zero import Meter, Moment, Parameter, PartitionedRank, ReplicatedRank, ZeroSettings
 
 Int64 = npt.NDArray[np.int64]

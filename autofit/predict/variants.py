@@ -2,12 +2,8 @@
 
 import hashlib
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +11,11 @@ from autofit.config.model import Model
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.predict.symbolic import FORMAT, SymbolicTrace, read_document
+from autofit.predict.tracers import traced
 
-_WORKER = Path(__file__).resolve().parents[1] / "worker" / "__main__.py"
-_TIMEOUT_SECONDS = 1800
+Progress = Callable[[int, int], None]
+"""Told (answered, in all)."""
+
 _PROCESSES = 2
 _MANY = (
     (2, 640, (64, 64)),
@@ -87,7 +85,7 @@ def request(spec: TrialSpec, model: Model, target: str = "cuda") -> dict[str, An
     return {
         "trial": trial,
         "model": model.model_dump(mode="json"),
-        "trace": {"target": target, "shapes": calibration_shapes(model, images)},
+        "trace": {"target": target, "depth": "shallow", "shapes": calibration_shapes(model, images)},
     }
 
 
@@ -109,52 +107,72 @@ def symbolic_trace(  # noqa: PLR0917 - all but the last three have no default
     Raises:
         AutofitError: the worker could not trace it; its own line says why.
     """
-    file = cache / f"{variant_key(spec, model, versions, target)}.npz"
-    if file.is_file():
-        try:
-            return SymbolicTrace.load(file)
-        except AutofitError:
-            file.unlink()  # torn or of an older format: make it again
-    cache.mkdir(parents=True, exist_ok=True)
-    trace = SymbolicTrace.from_document(_traced(request(spec, model, target), python), sliding_window(model))
+    (found,) = symbolic_traces([(spec, model)], versions, cache, python, target).values()
+    if isinstance(found, AutofitError):
+        raise found
+    return found
+
+
+def symbolic_traces(  # noqa: PLR0917 - as `symbolic_trace`
+    wanted: Iterable[tuple[TrialSpec, Model]],
+    versions: Mapping[str, str],
+    cache: Path,
+    python: str = sys.executable,
+    target: str = "cuda",
+    on_progress: Progress = lambda done, total: None,
+) -> dict[str, SymbolicTrace | AutofitError]:
+    """The symbolic traces of many specs' variants, each traced once; those that the cache lacks by two workers side by side.
+
+    Args:
+        wanted: specs with their models; specs of one variant count as one.
+        on_progress: told (variants answered, variants in all) after each.
+
+    Returns:
+        By variant key the trace, or the error that says why there is none.
+    """
+    variants: dict[str, tuple[TrialSpec, Model]] = {}
+    for spec, model in wanted:
+        variants.setdefault(variant_key(spec, model, versions, target), (spec, model))
+    result: dict[str, SymbolicTrace | AutofitError] = {}
+
+    def answer(key: str, found: SymbolicTrace | AutofitError) -> None:
+        result[key] = found
+        on_progress(len(result), len(variants))
+
+    missing = []
+    for key in variants:
+        kept = _kept(cache / f"{key}.npz")
+        if kept is None:
+            missing.append(key)
+        else:
+            answer(key, kept)
+    if missing:
+        cache.mkdir(parents=True, exist_ok=True)
+        orders = {key: request(*variants[key], target) for key in missing}
+        for key, document in traced(orders, python, _PROCESSES):
+            answer(key, _fitted(document, variants[key][1], cache / f"{key}.npz"))
+    return {key: result[key] for key in variants}
+
+
+def _kept(file: Path) -> SymbolicTrace | None:
+    if not file.is_file():
+        return None
+    try:
+        return SymbolicTrace.load(file)
+    except AutofitError:
+        file.unlink(missing_ok=True)  # torn or of an older format: make it again
+        return None
+
+
+def _fitted(document: Path | AutofitError, model: Model, file: Path) -> SymbolicTrace | AutofitError:
+    if isinstance(document, AutofitError):
+        return document
+    try:
+        trace = SymbolicTrace.from_document(read_document(document), sliding_window(model))
+    except AutofitError as error:
+        return error
     trace.save(file)
     return trace
-
-
-def _traced(order: dict[str, Any], python: str) -> dict[str, Any]:
-    """The trace document, its regimes traced side by side: each has a whole reference of its own, and two cores are there."""
-    regimes = list(dict.fromkeys(shape["regime"] for shape in order["trace"]["shapes"]))
-    parts = []
-    for regime in regimes:
-        shapes = [shape for shape in order["trace"]["shapes"] if shape["regime"] == regime]
-        parts.append(order | {"trace": order["trace"] | {"shapes": shapes}})
-    with ThreadPoolExecutor(max_workers=_PROCESSES) as pool:
-        documents = list(pool.map(lambda part: _trace_one(part, python), parts))
-    whole = documents[0]
-    whole["groups"] = [group for document in documents for group in document["groups"]]
-    return whole
-
-
-def _trace_one(order: dict[str, Any], python: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="autofit-trace-") as folder:
-        spec, answer = Path(folder) / "spec.json", Path(folder) / "trace.json.gz"
-        spec.write_text(json.dumps(order), encoding="utf-8")
-        _run([python, str(_WORKER), "trace", str(spec), "-o", str(answer)])
-        return read_document(answer)
-
-
-def _run(command: list[str]) -> None:
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, env=environment, check=False)
-    except OSError as error:
-        raise AutofitError(f"the training environment's interpreter {command[0]} cannot be started: {error}") from error
-    except subprocess.TimeoutExpired as error:
-        raise AutofitError(f"tracing took more than {_TIMEOUT_SECONDS} s; trace a smaller model") from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        said = lines[-1].removeprefix("autofit.worker: ") if lines else f"exit status {done.returncode}"
-        raise AutofitError(f"cannot be traced: {said}")
 
 
 def _shapes(beyond: int, suffix: str, images: bool, limit: int | None) -> list[dict[str, Any]]:

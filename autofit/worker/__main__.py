@@ -1,6 +1,7 @@
 """`python -m autofit.worker VERB ...` or, without autofit installed, `python .../autofit/worker/__main__.py VERB ...`.
 
-Verbs: `run SPEC.json` (also without the word), `trace SPEC.json`, `probe`; `rank SPEC.json` is what `run` starts.
+Verbs: `run SPEC.json` (also without the word), `trace SPEC.json` (`trace -` for many), `probe`; `rank SPEC.json` is what `run`
+starts.
 Started by path, the file makes `autofit.worker` importable on its own: no folder with other packages joins `sys.path`.
 """
 
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-USAGE = "usage: autofit.worker [run] SPEC.json | trace SPEC.json | probe"
+USAGE = "usage: autofit.worker [run] SPEC.json | trace SPEC.json | trace - | probe"
 
 
 def _make_importable() -> None:

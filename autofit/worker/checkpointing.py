@@ -26,7 +26,7 @@ def enable_checkpointing(model: Any, *, use_reentrant: bool = True) -> None:
 
 def _only_trainable(recompute: Callable[..., Any]) -> Callable[..., Any]:
     def apply(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        module = _module_of(function)
+        module = module_of(function)
         if not any(parameter.requires_grad for parameter in module.parameters()):
             return function(*args, **kwargs)
         for value in args:
@@ -38,7 +38,7 @@ def _only_trainable(recompute: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
-def _module_of(function: Callable[..., Any]) -> torch.nn.Module:
+def module_of(function: Callable[..., Any]) -> torch.nn.Module:
     """The layer behind what transformers hands over: its bound method, a partial of that, or (transformers >= 5.2x) a partial
 
     of the plain function with the layer as first argument.

@@ -1,5 +1,9 @@
 """`trace SPEC.json [-o trace.json.gz]`: what the training steps of one variant allocate and compute, without data.
 
+`trace -` traces many in one process: it reads the name of a spec file from each line of its standard input and answers each
+with a line of JSON as soon as it is done, `{"spec": NAME, "answer": FILE}` (NAME with `.trace.json.gz` behind it) or
+`{"spec": NAME, "error": "..."}`; one that fails does not end the process.
+
 The model is the training environment's own transformers class, built by `models.build` as a trial builds it, on the `meta`
 device. `meta` and not fake CUDA tensors: it needs no compiler and no CUDA build, is several times faster, and what it lacks
 is put in: autocast at its own dispatch key (`trace_autocast`), CUDA's kernels and their scratch (`trace_kernels`).
@@ -9,8 +13,9 @@ allocates does not depend on shapes, and both steps run forward and backward ali
 and backward only; that its events are those of the first shape, one by one, is checked.
 
 The spec is a trial's `spec.json` with one more key: `"trace": {"shapes": [{"micro_batch_size", "cutoff_len", "grids"}],
-"target": "cuda" | "cpu", "foreach": true | false, "optimizer": true, "max_grad_norm": 1.0, "moments": false,
-"lookahead": 0}`, all optional. `lookahead` counts batches that the data loader fetches ahead: accelerate keeps one in host
+"depth": "full" | "shallow", "target": "cuda" | "cpu", "foreach": true | false, "optimizer": true, "max_grad_norm": 1.0,
+"moments": false, "lookahead": 0}`, all optional. `depth`: whether a model of few blocks may stand for a deep one
+(`trace_document` checks it). `lookahead` counts batches that the data loader fetches ahead: accelerate keeps one in host
 memory, which is the device on the CPU.
 """
 
@@ -33,16 +38,18 @@ def main(argv: list[str]) -> int:
     if "-o" in argv[:-1]:
         at = argv.index("-o")
         output, argv = argv[at + 1], argv[:at] + argv[at + 2 :]
-    if len(argv) != 1 or argv[0].startswith("-"):
-        _say("usage: autofit.worker trace SPEC.json [-o trace.json.gz]")
-        return 2
-    try:
-        spec = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        _say(f"autofit.worker: {argv[0]}: is not a readable spec ({error})")
+    if len(argv) != 1 or (argv[0].startswith("-") and argv[0] != "-"):
+        _say("usage: autofit.worker trace SPEC.json [-o trace.json.gz] | trace -")
         return 2
     os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # its checks read values, and there are none
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if argv[0] == "-":
+        return _serve()
+    try:
+        spec = _read(argv[0])
+    except ValueError as error:
+        _say(f"autofit.worker: {error}")
+        return 2
     from autofit.worker.trace_inputs import TraceError
 
     try:
@@ -52,6 +59,37 @@ def main(argv: list[str]) -> int:
         return 1
     _write(document, output)
     return 0
+
+
+def _serve() -> int:
+    """Answers the names of spec files on standard input until it ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints must not stand between the answers
+    for line in sys.stdin:
+        name = line.strip()
+        if not name:
+            continue
+        answer = {"spec": name}
+        try:
+            output = f"{name}.trace.json.gz"
+            _write(trace(_read(name)), output)
+            answer["answer"] = output
+        except Exception as error:  # noqa: BLE001 - the others must still be answered; TraceError is the usual one
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            answer["error"] = kind + (" ".join(str(error).split())[:600] or "no reason given")
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    return 0
+
+
+def _read(name: str) -> dict[str, Any]:
+    try:
+        spec = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: is not a readable spec ({error})") from error
+    if not isinstance(spec, dict):
+        raise ValueError(f"{name}: is not a spec (a {type(spec).__name__})")
+    return spec
 
 
 def _say(line: str) -> None:
@@ -66,31 +104,28 @@ def _write(document: dict[str, Any], output: str) -> None:
     path = Path(output)
     temporary = path.with_name(path.name + ".part")
     data = text.encode()
-    temporary.write_bytes(gzip.compress(data, compresslevel=3) if path.suffix == ".gz" else data)
+    temporary.write_bytes(gzip.compress(data, compresslevel=1) if path.suffix == ".gz" else data)
     temporary.replace(path)
 
 
 def trace(spec: dict[str, Any]) -> dict[str, Any]:
-    """The trace document of a spec (see the module's docstring; `Session.document` builds it).
+    """The trace document of a spec (see the module's docstring; `trace_document` builds it).
 
     Raises:
         TraceError: the configuration cannot be traced, or its events differ between the shapes.
     """
     import torch
 
+    from autofit.worker.trace_document import document as written
     from autofit.worker.trace_inputs import Shape, TraceError
-    from autofit.worker.trace_session import Session
 
     started = time.perf_counter()
     options = dict(spec.get("trace") or {})
     shapes = [Shape.read(value) for value in options.get("shapes") or []]
-    try:
-        session = Session(spec["model"], spec["trial"], options)
-    except KeyError as error:
-        raise TraceError(f"spec without {error}: needs model and a whole trial") from error
-    shapes = shapes or [session.own_shape()]
+    if missing := [key for key in ("model", "trial") if key not in spec]:
+        raise TraceError(f"spec without {missing[0]!r}: needs model and a whole trial")
     with _quiet(), torch.autograd.set_multithreading_enabled(False):
-        document = session.document(shapes)
+        document = written(spec["model"], spec["trial"], options, shapes)
     document["metadata"]["seconds"] = round(time.perf_counter() - started, 3)
     document["metadata"]["rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return document

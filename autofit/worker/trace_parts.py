@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from autofit.worker.checkpointing import module_of
 from autofit.worker.trace_tracer import StorageTracer
 
 VISION = re.compile(r"(^|\.)(visual|vision_tower|vision_model)$")
@@ -27,15 +28,20 @@ def parts_of(model: torch.nn.Module) -> dict[str, str]:
     return found
 
 
-def parameter_groups(model: torch.nn.Module) -> dict[str, dict[str, int]]:
-    """Parameters in all and trainable, by part; `logits` is the language-model head (0 when it is the embedding itself)."""
+def parameter_groups(model: torch.nn.Module, copies: Callable[[str], int] = lambda name: 1) -> dict[str, dict[str, int]]:
+    """Parameters in all and trainable, by part; `logits` is the language-model head (0 when it is the embedding itself).
+
+    Args:
+        copies: how often the parameter of a name counts.
+    """
     starts = sorted(parts_of(model).items(), key=lambda item: -len(item[0]))
     groups: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
         part = next((part for start, part in starts if name.startswith(start + ".")), "language")
         group = groups.setdefault(part, {"total": 0, "trainable": 0})
-        group["total"] += parameter.numel()
-        group["trainable"] += parameter.numel() if parameter.requires_grad else 0
+        elements = parameter.numel() * copies(name)
+        group["total"] += elements
+        group["trainable"] += elements if parameter.requires_grad else 0
     return groups
 
 
@@ -61,9 +67,48 @@ def watch_parts(model: torch.nn.Module, tracer: StorageTracer) -> None:
             _single_window(module, tracer)
 
 
+def watch_blocks(model: torch.nn.Module, blocks: dict[str, int], tracer: StorageTracer) -> None:
+    """Tells the tracer which block runs, from its call to the next one's; a recomputed one says so again."""
+    modules = dict(model.named_modules())
+    tags = {id(modules[name]): tag for name, tag in blocks.items()}
+    for name, tag in blocks.items():
+        modules[name].register_forward_pre_hook(lambda module, args, tag=tag: tracer.block(tag))
+        stack, _, place = name.rpartition(".")
+        if f"{stack}.{int(place) + 1}" not in blocks:
+            modules[name].register_forward_hook(lambda module, args, output, tag=tag: tracer.block_end(tag + 1))
+            modules[stack.rpartition(".")[0]].register_forward_hook(lambda module, args, output: tracer.block_end(-1))
+    for module in modules.values() if blocks else ():
+        if callable(recompute := vars(module).get("_gradient_checkpointing_func")):
+            module._gradient_checkpointing_func = _saying_block(recompute, tags, tracer)
+
+
+def _saying_block(recompute: Callable[..., Any], tags: dict[int, int], tracer: StorageTracer) -> Callable[..., Any]:
+    """Some transformers recompute a block's forward without its hooks, and autograd numbers the checkpoint before them."""
+
+    def apply(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        tag = tags.get(id(module_of(function)))
+        if tag is None:
+            return recompute(function, *args, **kwargs)
+
+        def said(*inner: Any, **given: Any) -> Any:
+            tracer.block(tag)
+            return function(*inner, **given)
+
+        said.__self__ = module_of(function)  # type: ignore[attr-defined]
+        tracer.block(tag)
+        return recompute(said, *args, **kwargs)
+
+    return apply
+
+
+def owner_modules(model: torch.nn.Module) -> list[str]:
+    """Names of the modules that own parameters themselves, in the order of their numbers."""
+    return [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+
+
 def watch_modules(model: torch.nn.Module, tracer: StorageTracer) -> list[dict[str, int | bool]]:
     """Tells the tracer when modules that own parameters run; returns the parameters with the modules' numbers."""
-    owners = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    owners = [model.get_submodule(name) for name in owner_modules(model)]
     number_of: dict[int, int] = {}
     tied: set[int] = set()
     for number, module in enumerate(owners):

@@ -1,7 +1,5 @@
 """One structural variant being traced: the model built once, then one run a shape."""
 
-import importlib
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -11,15 +9,16 @@ import torch
 from autofit.worker.groups import NothingToTrain
 from autofit.worker.models import build, load_config
 from autofit.worker.precision import dtypes
-from autofit.worker.trace_autocast import AutocastPolicy, unknown_operators
-from autofit.worker.trace_inputs import IMAGE_MODELS, Shape, TraceError, check_images, image_grid, make_batch, resident_only
+from autofit.worker.trace_autocast import AutocastPolicy
+from autofit.worker.trace_blocks import Shallow, stacks_of
+from autofit.worker.trace_expand import STRIDE
+from autofit.worker.trace_inputs import Shape, TraceError, check_images, image_grid, make_batch, resident_only
 from autofit.worker.trace_kernels import CUBLAS_WORKSPACE, NOT_MODELLED, device_kernels, flash_attention_interface, scratch_of
 from autofit.worker.trace_loop import Loop
 from autofit.worker.trace_optim import build_optimizer
-from autofit.worker.trace_parts import parameter_groups, watch_modules, watch_parts
-from autofit.worker.trace_tracer import CATEGORIES, PHASES, StorageTracer
+from autofit.worker.trace_parts import watch_blocks, watch_modules, watch_parts
+from autofit.worker.trace_tracer import StorageTracer
 
-FORMAT = 1
 MICRO_STEPS = 2
 """Micro-batches traced at most: the second accumulates into existing gradients, all others are like it."""
 
@@ -31,13 +30,17 @@ class Session:
         model: `autofit.config.model.Model` as a dict.
         trial: `autofit.config.trial.TrialSpec` as a dict.
         options: the spec's `trace` key.
+        shallow: the model that stands for `model`; what is traced is that one.
 
     Raises:
         TraceError: the model cannot be built or its knobs cannot be traced.
     """
 
-    def __init__(self, model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any]) -> None:
-        self.trial = trial
+    def __init__(
+        self, model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any], shallow: Shallow | None = None
+    ) -> None:
+        self.trial, self.shallow = trial, shallow
+        model = shallow.model if shallow is not None else model
         self.target = str(options.get("target", "cuda"))
         self.foreach = bool(options.get("foreach", self.target == "cuda"))  # torch's default: together on CUDA, else singly
         self.owns_optimizer = bool(options.get("optimizer", int(trial["zero_stage"]) == 0))
@@ -62,6 +65,11 @@ class Session:
         self.lookahead = int(options.get("lookahead", 0))
         self.watches_modules = bool(options.get("moments", int(trial["zero_stage"]) > 0))
         self.parameters: list[dict[str, int | bool]] = []
+        self.blocks: dict[str, int] = {}
+        """Name of each block of a shallow model -> its tag; the tag after a stack's last is what follows its blocks."""
+        if shallow is not None:
+            for number, stack in enumerate(stacks_of(self.model)):
+                self.blocks |= {f"{stack.name}.{place}": number * STRIDE + place for place in range(stack.depth)}
 
     def _check(self) -> None:
         trial = self.trial
@@ -88,6 +96,10 @@ class Session:
             grids = (grid,) * (batch * int(trial["images"]["per_sample"]))
         return Shape(batch, int(trial["cutoff_len"]), grids, "one" if batch == 1 else "many")
 
+    def index_operators(self) -> list[str]:
+        """Operators that took a small real tensor to the device, as a run would."""
+        return sorted(self._tracer.unmixed) if self._tracer else []
+
     # ---- running ------------------------------------------------------------------------------------------------------
 
     def full(self, shape: Shape) -> StorageTracer:
@@ -103,7 +115,7 @@ class Session:
         tracer = StorageTracer("meta", scratch_of(self.target))
         self._tracer = tracer
         self._watch()
-        self._load(tracer, keep_optimizer=steps == 0)
+        self._load(tracer)
         policy = AutocastPolicy(self.target, lambda: tracer.labelled("autocast_copies"))
         casting = policy.installed() if self.kinds.autocast is not None else nullcontext()
         try:
@@ -121,12 +133,18 @@ class Session:
                 parameter.grad = None
         return tracer
 
-    def _load(self, tracer: StorageTracer, keep_optimizer: bool) -> None:
+    def _load(self, tracer: StorageTracer) -> None:
         masters = self.kinds.autocast is not None
-        for parameter in self.model.parameters():
-            tracer.see(parameter, "master_weights" if masters and parameter.requires_grad else "weights", "parameter")
-        for buffer in self.model.buffers():
-            tracer.see(buffer, "weights", "buffer")
+        for name, parameter in self.model.named_parameters():
+            category = "master_weights" if masters and parameter.requires_grad else "weights"
+            tracer.see(parameter, category, "parameter", self.tag_of(name))
+        for name, buffer in self.model.named_buffers():
+            tracer.see(buffer, "weights", "buffer", self.tag_of(name))
+
+    def tag_of(self, name: str) -> int:
+        """Tag of the block that a module or parameter is in; -1: in none."""
+        parts = name.split(".")
+        return next((self.blocks[key] for end in range(len(parts), 0, -1) if (key := ".".join(parts[:end])) in self.blocks), -1)
 
     def _steps(self, tracer: StorageTracer, shape: Shape, steps: int, with_optimizer: bool) -> None:
         optimizer = None
@@ -180,6 +198,7 @@ class Session:
             return
         self._hooked = True
         watch_parts(self.model, _Current(self))  # type: ignore[arg-type]
+        watch_blocks(self.model, self.blocks, _Current(self))  # type: ignore[arg-type]
         if self.watches_modules:
             self.parameters = watch_modules(self.model, _Current(self))  # type: ignore[arg-type]
         for index, parameter in enumerate(self.model.parameters()):
@@ -192,78 +211,6 @@ class Session:
             if self.watches_modules:
                 self._tracer.gradient(index, parameter.grad)
 
-    # ---- writing ------------------------------------------------------------------------------------------------------
-
-    def group(self, shapes: list[Shape]) -> dict[str, Any]:
-        """Traces shapes of one regime: one structure, sizes a shape."""
-        reference = self.full(shapes[0])
-        sizes, operations = [reference.storage_bytes], [reference.operations]
-        for shape in shapes[1:]:
-            probe = self.probe(shape)
-            sizes.append(_aligned_sizes(reference, probe, shape))
-            operations.append(_aligned_operations(reference, probe, shape))
-        return {
-            "regime": shapes[0].regime,
-            "shapes": [shape.written() for shape in shapes],
-            "events": {
-                "kind": reference.event_kind,
-                "storage": reference.event_storage,
-                "phase": reference.event_phase,
-                "step": reference.event_step,
-            },
-            "storages": {"category": reference.storage_category, "source": _indexed(reference.storage_source), "bytes": sizes},
-            "moments": {
-                "event": [event for event, *_ in reference.moments],
-                "kind": [kind for _, kind, _, _ in reference.moments],
-                "index": [index for _, _, index, _ in reference.moments],
-                "storage": [storage for *_, storage in reference.moments],
-            },
-            "operations": {
-                "name": _indexed([name for name, *_ in reference.operations]),
-                "phase": [phase for _, phase, *_ in reference.operations],
-                "flops": [[row[2] for row in rows] for rows in operations],
-                "bytes_read": [[row[3] for row in rows] for rows in operations],
-                "bytes_written": [[row[4] for row in rows] for rows in operations],
-            },
-        }
-
-    def document(self, shapes: list[Shape]) -> dict[str, Any]:
-        """The whole trace: one group a regime, in the order in which the regimes appear."""
-        regimes = list(dict.fromkeys(shape.regime for shape in shapes))
-        groups = [self.group([shape for shape in shapes if shape.regime == regime]) for regime in regimes]
-        return {
-            "format": FORMAT,
-            "categories": list(CATEGORIES),
-            "phases": list(PHASES),
-            "groups": groups,
-            "parameters": self.parameters,
-            "metadata": self._metadata(),
-        }
-
-    def _metadata(self) -> dict[str, Any]:
-        groups = parameter_groups(self.model)
-        accumulation = int(self.trial["gradient_accumulation_steps"])
-        unknown = unknown_operators(self.target) if self.kinds.autocast is not None else []
-        if unknown:
-            self.not_modelled.append(f"autocast of {', '.join(unknown)}")
-        return {
-            "target": self.target,
-            "model_type": self.config.model_type,
-            "parameters": {
-                "total": sum(group["total"] for group in groups.values()),
-                "trainable": sum(group["trainable"] for group in groups.values()),
-                "groups": groups,
-            },
-            "precision_mode": self.kinds.words,
-            "optimizer_traced": self.owns_optimizer,
-            "gradient_accumulation_steps": accumulation,
-            "micro_steps_traced": min(accumulation, MICRO_STEPS),
-            "cublas_workspace_bytes": CUBLAS_WORKSPACE if self.target == "cuda" else 0,
-            "not_modelled": self.not_modelled,
-            "index_operators": sorted(self._tracer.unmixed) if self._tracer else [],
-            "versions": _versions(),
-        }
-
 
 class _Current:
     """Forwards what hooks say to the tracer of the run in progress: hooks are put on once."""
@@ -275,6 +222,14 @@ class _Current:
         tracer = self._session._tracer
         return tracer.mark(part, share) if tracer is not None else (part, share)
 
+    def block(self, tag: int) -> None:
+        if self._session._tracer is not None:
+            self._session._tracer.block(tag)
+
+    def block_end(self, tag: int) -> None:
+        if self._session._tracer is not None:
+            self._session._tracer.block_end(tag)
+
     def module_forward(self, index: int) -> None:
         if self._session._tracer is not None:
             self._session._tracer.module_forward(index)
@@ -285,10 +240,11 @@ class _Current:
 
 
 def _label_state(tracer: StorageTracer, optimizer: torch.optim.Optimizer) -> None:
-    for state in optimizer.state.values():
+    for parameter, state in optimizer.state.items():
         for value in state.values():
             if isinstance(value, torch.Tensor):
                 tracer.relabel(value, "optimizer_state")
+                tracer.belongs(value, parameter)
 
 
 def _use_flash_attention(model: torch.nn.Module) -> None:
@@ -334,65 +290,3 @@ def _maybe_autocast(
     if torch.is_autocast_enabled("cpu") or enabled:
         return torch.autocast("cpu", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
     return nullcontext()
-
-
-def _aligned_sizes(reference: StorageTracer, probe: StorageTracer, shape: Shape) -> list[int]:
-    """Sizes of the reference's storages at the probe's shape.
-
-    A step's batch, forward and backward are the same events in both; the other phases do not depend on the shape.
-
-    Raises:
-        TraceError: the events differ.
-    """
-    sizes = list(reference.storage_bytes)
-    there = _segment(probe, 0)
-    for step in sorted(set(reference.event_step)):
-        here = _segment(reference, step)
-        paired: dict[int, int] = {}
-        for position, ((kind, storage), (other_kind, other)) in enumerate(zip(here, there, strict=False)):
-            if kind > 0:
-                paired[storage] = other
-                sizes[storage] = probe.storage_bytes[other]
-            if kind != other_kind or paired.get(storage, other) != other:
-                raise TraceError(f"{shape}: event {position} is not that of the first shape of its regime {shape.regime!r}")
-        if len(here) != len(there):
-            raise TraceError(f"{shape}: {len(there)} events, the first shape of its regime {shape.regime!r} has {len(here)}")
-    return sizes
-
-
-def _segment(tracer: StorageTracer, step: int) -> list[tuple[int, int]]:
-    wanted = {PHASES.index("batch"), PHASES.index("forward"), PHASES.index("backward")}
-    return [
-        (kind, storage)
-        for kind, storage, phase, at in zip(
-            tracer.event_kind, tracer.event_storage, tracer.event_phase, tracer.event_step, strict=True
-        )
-        if at == step and phase in wanted and tracer.storage_source[storage] != "cublas_workspace"
-    ]
-
-
-def _aligned_operations(reference: StorageTracer, probe: StorageTracer, shape: Shape) -> list[Any]:
-    """The reference's operations with the probe's numbers; the optimizer's keep their own."""
-    count = len(probe.operations)
-    if [row[:2] for row in probe.operations] != [row[:2] for row in reference.operations[:count]]:
-        raise TraceError(f"{shape}: the operations are not those of the first shape of its regime {shape.regime!r}")
-    return probe.operations + reference.operations[count:]
-
-
-def _indexed(names: list[str]) -> dict[str, Any]:
-    table = sorted(set(names))
-    index = {name: number for number, name in enumerate(table)}
-    return {"names": table, "index": [index[name] for name in names]}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "peft", "accelerate"):
-        try:
-            found[name] = str(importlib.import_module(name).__version__)
-        except ImportError:
-            continue
-    return found
-
-
-__all__ = ["IMAGE_MODELS", "Session"]

@@ -3,6 +3,11 @@
 The tracer is a `TorchDispatchMode`: it sits below autograd, so it sees what a device would execute. Tensors live on the
 `meta` device: they have shapes and lifetimes, but no memory. A storage counts from the operation that returns it until its
 last reference dies (a weak reference tells), which is what a caching allocator sees.
+
+Each record also has a *tag*: the block of the model (`trace_blocks`) that was running. A block runs from its first call to the
+next block's; what their container does after the last one counts as one block more. Backward nodes are told apart by the
+sequence numbers that autograd gave them in between; recomputed blocks are called again. Outside forward and backward the tag
+is that of the parameter whose tensors are worked on, element by element in a list of them.
 """
 
 import bisect
@@ -13,7 +18,9 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from autofit.worker.trace_memo import Call, Memo
+from autofit.worker.trace_operations import ByTag, Operation, Recorded, count, traffic_by_tag
 
 CATEGORIES = (
     "weights",
@@ -35,27 +42,15 @@ PART_CATEGORY = {
     "language": "activations_language",
     "logits": "logits_loss",
 }
+_ACCUMULATE_GRAD = 1 << 62
+"""Sequence numbers from here on are not of the forward: autograd runs such nodes as soon as it can."""
 _CATEGORY = {name: number for number, name in enumerate(CATEGORIES)}
 _PHASE = {name: number for number, name in enumerate(PHASES)}
-_NO_WORK = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh", "_unsafe_view", "detach"}
+_BY_MODEL = frozenset({_PHASE["forward"], _PHASE["backward"]})
+
+_MEMO = Memo()
 
 Scratch = Callable[[tuple[Any, ...], Any], list[int]]
-
-
-class _Operation:
-    """What is constant about an operator: its name, whether it works at all, which arguments it writes, how it counts."""
-
-    def __init__(self, func: Any) -> None:
-        packet = func._overloadpacket
-        self.name = str(func._schema.name).split("::")[1]
-        self.idle = bool(getattr(func, "is_view", False)) or self.name in _NO_WORK
-        self.written = [
-            position
-            for position, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        ]
-        self.flops = flop_registry.get(packet)
-        self.attention = self.name in _ATTENTION
 
 
 class StorageTracer(TorchDispatchMode):
@@ -77,7 +72,15 @@ class StorageTracer(TorchDispatchMode):
         self.storage_bytes: list[int] = []
         self.storage_category: list[int] = []
         self.storage_source: list[str] = []
-        self.operations: list[tuple[str, int, float, float, float]] = []
+        self.storage_spread: dict[int, ByTag] = {}
+        """Storages made of one piece a tensor of a list: bytes of the pieces by tag."""
+        self.event_tag: list[int] = []
+        self.moment_tag: list[int] = []
+        self.cut = 0
+        """Phases begun so far."""
+        self.event_cut: list[int] = []
+        self.moment_cut: list[int] = []
+        self.operations: list[Recorded] = []
         self.recording = False
         self.phase = _PHASE["load"]
         self.step = 0
@@ -88,7 +91,15 @@ class StorageTracer(TorchDispatchMode):
         self._label: int | None = None
         self._closed = False
         self._live: dict[int, tuple[Any, int]] = {}
-        self._known: dict[Any, _Operation] = {}
+        self._known: dict[Any, Operation] = {}
+        self._tag = -1
+        self._tag_marks: list[tuple[int, int]] = [(-1, -1)]
+        self._storage_tag: list[int] = []
+        self._node = -1
+        self._made_at: list[int] = []
+        self._orphaned = False
+        self.orphans: set[int] = set()
+        """Storages of the optimizer of which nothing tells whose they are."""
         self._part, self._share = "language", 1.0
         self._marks: list[tuple[int, str, float]] = [(-1, "language", 1.0)]
 
@@ -97,8 +108,11 @@ class StorageTracer(TorchDispatchMode):
     def enter(self, phase: str, step: int) -> None:
         """From here on, events belong to this phase and optimizer step."""
         self.phase, self.step = _PHASE[phase], step
+        self._tag, self._node, self._orphaned = -1, -1, False
+        self.cut += 1
         if phase == "forward":
             self.mark("language", 1.0)
+            self.block(-1)
 
     def mark(self, part: str, share: float = 1.0) -> tuple[str, float]:
         """The forward now runs in this part of the model; returns where it was before.
@@ -114,11 +128,76 @@ class StorageTracer(TorchDispatchMode):
         self._marks.append((torch._C._autograd._get_sequence_nr(), part, share))
         return before
 
+    # ---- blocks --------------------------------------------------------------------------------------------------------
+
+    def block(self, tag: int) -> None:
+        """A block begins its forward."""
+        self._tag = tag
+        self._tag_marks.append((torch._C._autograd._get_sequence_nr(), tag))
+
+    def block_end(self, tag: int) -> None:
+        """The forward of a whole stack's last block, or of the stack, is done (not where a block is recomputed)."""
+        if self.phase == _PHASE["forward"]:
+            self.block(tag)
+
+    def _follow_block(self) -> None:
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return
+        number = node._sequence_nr()
+        if number == self._node:
+            return
+        self._node = number
+        if number >= _ACCUMULATE_GRAD:
+            return
+        at = bisect.bisect_right(self._tag_marks, number, key=lambda mark: mark[0]) - 1
+        self._tag = self._tag_marks[at][1]
+
+    def _tag_of(self, tensor: torch.Tensor) -> int | None:
+        entry = self._live.get(tensor.untyped_storage()._cdata)
+        return None if entry is None else self._storage_tag[entry[1]]
+
+    def belongs(self, tensor: torch.Tensor, parameter: torch.Tensor) -> None:
+        """`tensor` turned out to be kept for `parameter` (optimizer state, which may be made from nothing): of its block."""
+        entry = self._live.get(tensor.untyped_storage()._cdata)
+        tag = self._tag_of(parameter)
+        if entry is None or tag is None:
+            return
+        number = entry[1]
+        self.orphans.discard(number)
+        if self._storage_tag[number] != tag:
+            self._storage_tag[number] = tag
+            self.event_tag[self._made_at[number]] = tag
+
+    def _tags_by_argument(self, args: Any, out: Any) -> list[int]:
+        """Tags of what an operator outside forward and backward returns; also sets the current one."""
+        for value in args:
+            if isinstance(value, (tuple, list)) and value and isinstance(value[0], torch.Tensor):
+                tags = [self._tag_of(item) for item in value]
+                self._tag, self._orphaned = -1, False
+                several = isinstance(out, (tuple, list)) and len(out) == len(tags)
+                return [-1 if tag is None else tag for tag in tags] if several else []
+        self._orphaned = False
+        known = [tag for value in args if isinstance(value, torch.Tensor) and (tag := self._tag_of(value)) is not None]
+        if known:
+            self._tag = next((tag for tag in known if tag >= 0), -1)
+        else:
+            self._orphaned = self.phase == _PHASE["optimizer"]
+        return []
+
+    def _shares(self, tensor: torch.Tensor) -> ByTag:
+        entry = self._live.get(tensor.untyped_storage()._cdata)
+        if entry is None:
+            return {-1: 1}
+        return self.storage_spread.get(entry[1]) or {self._storage_tag[entry[1]]: 1}
+
     # ---- moments: where DeepSpeed may act ------------------------------------------------------------------------------
 
     def moment(self, kind: str, index: int, storage: int = -1) -> None:
         """Notes that here, between events, a module begins or ends or a gradient is ready."""
         self.moments.append((len(self.event_kind), kind, index, storage))
+        self.moment_tag.append(self._tag)
+        self.moment_cut.append(self.cut)
 
     def module_forward(self, index: int) -> None:
         """A module with parameters begins its forward; backward nodes made from here on are its own."""
@@ -192,12 +271,18 @@ class StorageTracer(TorchDispatchMode):
         self.event_storage.append(storage)
         self.event_phase.append(self.phase)
         self.event_step.append(self.step)
+        self.event_cut.append(self.cut)
+        self.event_tag.append(self._tag if self._tag >= 0 else self._storage_tag[storage])
 
-    def _new(self, size: int, category: int, source: str) -> int:
+    def _new(self, size: int, category: int, source: str, tag: int | None = None) -> int:
+        self._storage_tag.append(self._tag if tag is None else tag)
         self.storage_bytes.append(size)
         self.storage_category.append(category)
         self.storage_source.append(source)
         number = len(self.storage_bytes) - 1
+        self._made_at.append(len(self.event_kind))
+        if self._orphaned and self.phase not in _BY_MODEL:
+            self.orphans.add(number)
         self._event(1, number)
         return number
 
@@ -210,8 +295,12 @@ class StorageTracer(TorchDispatchMode):
             del self._live[key]
         self._event(-1, number)
 
-    def see(self, tensor: torch.Tensor, category: str | None = None, source: str = "") -> None:
-        """Counts the storage of `tensor` if it is on the traced device and was not seen before."""
+    def see(self, tensor: torch.Tensor, category: str | None = None, source: str = "", tag: int | None = None) -> None:
+        """Counts the storage of `tensor` if it is on the traced device and was not seen before.
+
+        Args:
+            tag: block that it belongs to; None: the one that is running.
+        """
         if tensor.device.type != self.device:
             return
         storage = tensor.untyped_storage()
@@ -226,7 +315,7 @@ class StorageTracer(TorchDispatchMode):
             label = _CATEGORY[PART_CATEGORY[self._where()[0]]]
         else:
             label = _CATEGORY["workspace"]
-        number = self._new(storage.nbytes(), label, source)
+        number = self._new(storage.nbytes(), label, source, tag)
         self._live[key] = (weakref.ref(storage, self._when_freed(key, number)), number)
 
     def relabel(self, tensor: torch.Tensor, category: str) -> None:
@@ -251,33 +340,36 @@ class StorageTracer(TorchDispatchMode):
         kwargs = kwargs or {}
         operation = self._known.get(func)
         if operation is None:
-            operation = self._known[func] = _Operation(func)
+            operation = self._known[func] = Operation(func)
         if self.phase == _PHASE["backward"]:
+            self._follow_block()
             self._follow_backward()
         try:
-            out = func(*args, **kwargs)
+            out, call = _MEMO.run(operation, func, args, kwargs)
         except RuntimeError as error:
             if isinstance(error, NotImplementedError) or "device" not in str(error):
                 raise
             args = self._on_device(args)
             kwargs = {name: self._on_device(value) for name, value in kwargs.items()}
-            out = func(*args, **kwargs)
+            out, call = func(*args, **kwargs), Call(None, False)
             self.unmixed.add(operation.name)
         scratch = self.scratch.get(operation.name)
         if scratch is not None:
             self.transient(scratch(args, out), operation.name)
+        tags = [] if self.phase in _BY_MODEL else self._tags_by_argument(args, out)
         if isinstance(out, torch.Tensor):
             self.see(out, source=operation.name)
+            self._joined(args, out)
         elif isinstance(out, (tuple, list)):
-            for item in out:
+            for place, item in enumerate(out):
                 if isinstance(item, torch.Tensor):
-                    self.see(item, source=operation.name)
+                    self.see(item, source=operation.name, tag=tags[place] if tags else None)
                 elif isinstance(item, (tuple, list)):
                     for inner in item:
                         if isinstance(inner, torch.Tensor):
                             self.see(inner, source=operation.name)
         if self.recording and not operation.idle:
-            self._count(operation, args, kwargs, out)
+            self._count(operation, args, kwargs, out, call)
         return out
 
     def _on_device(self, value: Any) -> Any:
@@ -290,54 +382,43 @@ class StorageTracer(TorchDispatchMode):
             return type(value)(self._on_device(item) for item in value)
         return value
 
-    def _count(self, operation: _Operation, args: Any, kwargs: Any, out: Any) -> None:
-        seen: set[int] = set()
-        read = _traffic((args, tuple(kwargs.values())), self.device, seen)
-        written = _traffic(out, self.device, seen)
-        for position in operation.written:
-            if position < len(args):
-                written += _traffic(args[position], self.device, set())
+    def _joined(self, args: Any, out: torch.Tensor) -> None:
+        """Notes a storage that is as large as a list of tensors of several blocks together (`stack` of norms)."""
+        if self._tag >= 0 or not args or not isinstance(args[0], (tuple, list)) or len(args[0]) < 2:
+            return
+        pieces: ByTag = {}
+        for item in args[0]:
+            if not isinstance(item, torch.Tensor):
+                return
+            tag = self._tag_of(item)
+            pieces[-1 if tag is None else tag] = pieces.get(-1 if tag is None else tag, 0) + item.numel() * out.element_size()
+        entry = self._live.get(out.untyped_storage()._cdata)
+        if entry is not None and max(pieces) >= 0 and sum(pieces.values()) == self.storage_bytes[entry[1]]:
+            self.storage_spread[entry[1]] = pieces
+
+    def _count(self, operation: Operation, args: Any, kwargs: Any, out: Any, call: Call) -> None:
+        found = _MEMO.counted.get(call.key) if call.distinct else None
+        if found is None:
+            found = count(operation, args, kwargs, out, self.device)
+            if call.distinct and call.key is not None:
+                _MEMO.counted[call.key] = found
+        flops, read, written = found
         if read + written == 0:
             return
-        flops = 0.0
         if operation.attention:
-            flops = _attention_flops(operation.name, args) * self._where()[1]
-        elif operation.flops is not None:
-            flops = float(operation.flops(*args, **kwargs, out_val=out))
-        self.operations.append((operation.name, self.phase, flops, float(read), float(written)))
+            flops *= self._where()[1]
+        spread = None
+        if self._tag < 0 and self.phase not in _BY_MODEL:
+            spread = self._spread(operation, (args, tuple(kwargs.values())), out)
+        self.operations.append(Recorded(operation.name, self.phase, flops, read, written, self._tag, spread))
 
-
-def _traffic(value: Any, device: str, seen: set[int]) -> int:
-    """Bytes of the distinct tensors in `value` that a kernel has to touch; broadcast dimensions cost nothing."""
-    if isinstance(value, torch.Tensor):
-        if value.device.type != device or id(value) in seen:
-            return 0
-        seen.add(id(value))
-        elements = 1
-        for length, stride in zip(value.shape, value.stride(), strict=True):
-            if stride:
-                elements *= length
-        return elements * value.element_size()
-    if isinstance(value, (tuple, list)):
-        return sum(_traffic(item, device, seen) for item in value)
-    return 0
-
-
-# operator -> (position of the query, position of `is_causal`, products: two forward, five backward since scores are recomputed)
-_ATTENTION = {
-    "_scaled_dot_product_flash_attention": (0, 4, 2),
-    "_scaled_dot_product_efficient_attention": (0, 6, 2),
-    "_scaled_dot_product_flash_attention_for_cpu": (0, 4, 2),
-    "_scaled_dot_product_flash_attention_backward": (1, 11, 5),
-    "_scaled_dot_product_efficient_attention_backward": (1, 11, 5),
-    "_scaled_dot_product_flash_attention_for_cpu_backward": (1, 7, 5),
-}
-
-
-def _attention_flops(name: str, args: Any) -> float:
-    """Operations of the fused attention kernels; half of the square when causal."""
-    position, causal_at, products = _ATTENTION[name]
-    query, key = args[position], args[position + 1]
-    batch, heads, length, width = query.shape
-    full = 2.0 * products * batch * heads * length * key.shape[2] * width
-    return full / 2 if len(args) > causal_at and args[causal_at] is True and length > 1 else full
+    def _spread(self, operation: Operation, given: Any, out: Any) -> tuple[ByTag, ByTag]:
+        seen: set[int] = set()
+        read: ByTag = {}
+        written: ByTag = {}
+        traffic_by_tag(given, self.device, seen, self._shares, read)
+        traffic_by_tag(out, self.device, seen, self._shares, written)
+        for position in operation.written:
+            if position < len(given[0]):
+                traffic_by_tag(given[0][position], self.device, set(), self._shares, written)
+        return read, written

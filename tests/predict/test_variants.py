@@ -1,0 +1,116 @@
+"""Many variants at once: each traced once, the cache first, errors by variant, and what `Predictor.prepare` makes of it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from autofit.config.model import resolve_model
+from autofit.config.trial import TrialSpec
+from autofit.errors import AutofitError
+from autofit.predict import variants
+from autofit.predict.predictor import Predictor
+from autofit.predict.symbolic import SymbolicTrace
+from autofit.predict.tracers import traced
+from autofit.predict.variants import symbolic_traces, variant_key
+
+STUB = """
+import json, os, sys
+for line in sys.stdin:
+    name = line.strip()
+    order = json.load(open(name))
+    what = order["what"]
+    if what == "die":
+        sys.stderr.write("noise\\nthe last word\\n")
+        sys.stderr.flush()
+        os._exit(3)
+    answer = {"spec": name}
+    if what == "fail":
+        answer["error"] = "cannot do it"
+    else:
+        answer["answer"] = name + ".out"
+        open(answer["answer"], "w").write(what + str(os.getpid()))
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> str:
+    """An "interpreter" that answers instead of the worker."""
+    script, python = tmp_path / "stub.py", tmp_path / "python"
+    script.write_text(STUB)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}"\n')
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_one_that_fails_or_kills_its_worker_does_not_spoil_the_others(stub: str):
+    orders = {"a": "fine", "b": "fail", "c": "die", "d": "fine", "e": "fine"}
+    answers = {}
+    for key, found in traced({key: {"what": what} for key, what in orders.items()}, stub, 1):
+        answers[key] = found if isinstance(found, AutofitError) else found.read_text()
+    assert str(answers["b"]) == "cannot be traced: cannot do it"
+    assert "status 3 (the last word)" in str(answers["c"])
+    assert answers["a"] != answers["d"] == answers["e"]  # the first worker died, one other did the rest
+    assert all(str(answers[key]).startswith("fine") for key in "ade")
+
+
+def test_a_missing_interpreter_is_said_of_every_variant(tmp_path: Path):
+    spec = TrialSpec(model={"preset": "tiny-llama"})
+    pairs = [(spec.model_copy(update={"method": method}), resolve_model(spec.model)) for method in ("full", "lora")]
+    found = symbolic_traces(pairs, {}, tmp_path, "/no/such/python")
+    assert len(found) == 2
+    assert all("cannot be started" in str(error) for error in found.values())
+
+
+def fake(monkeypatch, asked: list[str]):
+    """Answers every order with its own error, so that nothing is traced."""
+
+    def answers(orders, python, processes):
+        for key in orders:
+            asked.append(key)
+            yield key, AutofitError(f"no trace of {key}")
+
+    monkeypatch.setattr(variants, "traced", answers)
+
+
+def test_variants_are_asked_once_and_progress_is_told(monkeypatch, tmp_path: Path):
+    asked: list[str] = []
+    fake(monkeypatch, asked)
+    spec = TrialSpec(model={"preset": "tiny-llama"})
+    model = resolve_model(spec.model)
+    specs = [spec, spec.model_copy(update={"micro_batch_size": 4}), spec.model_copy(update={"method": "freeze"})]
+    told: list[tuple[int, int]] = []
+    found = symbolic_traces([(item, model) for item in specs], {}, tmp_path, on_progress=lambda *now: told.append(now))
+    assert list(found) == asked == [variant_key(spec, model, {}), variant_key(specs[2], model, {})]
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_what_was_prepared_is_not_asked_again_and_its_error_is_raised(monkeypatch, tmp_path: Path):
+    asked: list[str] = []
+    fake(monkeypatch, asked)
+    spec = TrialSpec(model={"preset": "tiny-llama"})
+    model = resolve_model(spec.model)
+    predictor = Predictor(python="/no/such/python", versions={}, cache=tmp_path)
+    predictor.prepare([(spec, model)])
+    predictor.prepare([(spec, model)])
+    assert len(asked) == 1
+    with pytest.raises(AutofitError, match="no trace of"):
+        predictor.predict(spec, model)
+
+
+@pytest.mark.train
+def test_real_workers_trace_several_variants_and_the_cache_answers_them(tmp_path: Path):
+    pytest.importorskip("torch")
+    spec = TrialSpec(model={"preset": "tiny-llama"}, pure_bf16=True)
+    model = resolve_model(spec.model)
+    bad = spec.model_copy(update={"fused_cross_entropy": True})
+    pairs = [(spec, model), (bad, model), (spec.model_copy(update={"method": "lora"}), model)]
+    found = symbolic_traces(pairs, {}, tmp_path, sys.executable)
+    kinds = [type(value) for value in found.values()]
+    assert kinds == [SymbolicTrace, AutofitError, SymbolicTrace]
+    assert "Liger" in str(list(found.values())[1])
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".npz", ".npz"]
+    again = symbolic_traces([pairs[0], pairs[2]], {}, tmp_path, "/no/such/python")
+    for key, trace in again.items():
+        assert trace.peak(2, 512) == found[key].peak(2, 512)
