@@ -61,7 +61,7 @@ def qwen2_vl():
     config = preset("qwen2-vl-7b")
     config |= {"image_token_id": 1020, "video_token_id": 1021, "vision_start_token_id": 1018, "vision_end_token_id": 1019}
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]}
-    config["text_config"] |= text("qwen2_vl_text", hidden_size=256, vocab_size=1024, num_attention_heads=8) | {
+    config["text_config"] |= text("qwen2_vl_text", hidden_size=256, vocab_size=1024, head_dim=32, num_attention_heads=8) | {
         "rope_parameters": rope
     }
     config["vision_config"] |= {"depth": 7, "embed_dim": 128, "hidden_size": 256, "num_heads": 4}
