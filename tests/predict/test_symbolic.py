@@ -56,6 +56,7 @@ def whole(spec, model, batch, length, grids):
     from autofit.worker.trace import trace
 
     order = request(spec, model)
+    order["trace"]["depth"] = "full"
     order["trace"]["shapes"] = [{"micro_batch_size": batch, "cutoff_len": length, "grids": grids}]
     document = trace(order)
     part = document["groups"][0]
