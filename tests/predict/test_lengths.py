@@ -23,7 +23,8 @@ class MadeUp:
 
     def events(self, batch, length, patches=0):
         def step(kept):
-            ids = [7, 8, 7, 8] + ([9] if kept else [])
+            long = 0 if batch == 1 else 7  # the other regime's weights have this number
+            ids = [long, 8, long, 8] + ([9] if kept else [])
             sizes = np.array([length, length // 2, -length, -(length // 2)] + ([1] if kept else [])) * MIB
             return ids, sizes
 
