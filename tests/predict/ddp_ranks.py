@@ -14,7 +14,7 @@ from benchmarks.zero_accuracy import FRESH, allocations, build, mark, sections
 
 
 def measured(name: str, *, parallel: bool) -> dict[str, int]:
-    """Bytes between steps and at the peak of forward and backward, in the fourth step: DDP rebuilds its buckets in the second."""
+    """Bytes between steps and at the peak of forward and backward, in the fourth step: DDP rebuilds buckets in the second."""
     case = next(case for case in FRESH if case.name == name)
     gc.collect()
     with allocations() as events:
