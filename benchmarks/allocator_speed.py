@@ -66,7 +66,7 @@ def measure() -> dict[str, object]:
     variants = [steady_step(64 * k) for k in range(8, 33)]
     order = rng.integers(0, len(variants), 2000).tolist()
     begin = time.process_time()
-    result = replay_epoch(first, variants, order)
+    result = replay_epoch(first, variants, order).total
     figures["epoch"] = {
         "steps": len(order),
         "lengths": len(variants),

@@ -490,6 +490,7 @@ def launch(
             "MASTER_PORT": str(port),
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
         command = [sys.executable, str(program), "--rank", "--out", str(out), *[a for n in names for a in ("--only", n)]]
         log = (scratch / f"rank{rank}.log").open("w")

@@ -406,6 +406,18 @@ def carried(step: Events) -> dict[int, int]:
     return names
 
 
+class Epoch(NamedTuple):
+    """A sequence of steps: the figures of the whole, and of each step that ran to its end."""
+
+    total: Replay
+    reserved_bytes: list[int]
+    """Held when the step ends; without a capacity it never falls, and what it grows by are fragments."""
+    peak_reserved_bytes: list[int]
+    """Highest within the step."""
+    peak_allocated_bytes: list[int]
+    retries: list[int]
+
+
 def replay_epoch(
     first: Events,
     variants: Sequence[Events],
@@ -413,7 +425,7 @@ def replay_epoch(
     *,
     expandable: bool = False,
     capacity_bytes: int | None = None,
-) -> Replay:
+) -> Epoch:
     """Replays a first step and then a sequence of steady steps of different shapes, as batches of different lengths bring them.
 
     Fragmentation shows: a block that was cut for a short batch may not serve a long one. A step that meets a state of the
@@ -425,7 +437,7 @@ def replay_epoch(
         order: indices into `variants`, one a step.
 
     Returns:
-        The figures of the whole sequence; event indices count over all steps.
+        Event indices of the whole sequence count over all steps; the step that is refused has no figures of its own.
 
     Raises:
         AutofitError: see `replay` and `carried`.
@@ -434,8 +446,9 @@ def replay_epoch(
     allocator = CachingAllocator(expandable=expandable, capacity_bytes=capacity_bytes)
     refused = allocator.run(first)
     if refused:
-        return allocator.result(refused)
+        return Epoch(allocator.result(refused), [], [], [], [])
     total = allocator.snapshot()  # peaks and retries of the whole
+    steps: list[tuple[int, int, int, int]] = []
     seen: dict[tuple[int, int], tuple[CachingAllocator, int]] = {}
     numbers: dict[tuple[object, ...], int] = {allocator.state(): 0}
     number, event = 0, len(first.ids)
@@ -443,7 +456,7 @@ def replay_epoch(
         known = seen.get((number, variant))
         if known is None:
             after = allocator.snapshot()
-            after.peak_allocated = after.peak_reserved = after.retries = 0
+            after.peak_allocated, after.peak_reserved, after.retries = after.allocated, after.reserved, 0
             after.peak_allocated_event = after.peak_reserved_event = None
             refused = after.run(variants[variant])
             if refused is None:
@@ -454,11 +467,17 @@ def replay_epoch(
             after = known[0]
         _add_step(total, after, event)
         if refused:
-            return total.result((event + refused[0], refused[1]))
+            return Epoch(total.result((event + refused[0], refused[1])), *_columns(steps))
         assert known is not None
+        steps.append((after.reserved * UNIT, after.peak_reserved * UNIT, after.peak_allocated * UNIT, after.retries))
         allocator, number = known
         event += len(variants[variant].ids)
-    return total.result()
+    return Epoch(total.result(), *_columns(steps))
+
+
+def _columns(steps: Sequence[tuple[int, int, int, int]]) -> tuple[list[int], list[int], list[int], list[int]]:
+    first, second, third, fourth = (list(column) for column in zip(*steps, strict=True)) if steps else ([], [], [], [])
+    return first, second, third, fourth
 
 
 def _add_step(total: CachingAllocator, step: CachingAllocator, event: int) -> None:

@@ -265,17 +265,17 @@ def test_an_epoch_is_the_replay_of_its_steps_joined(expandable, capacity):
         base = {10: names[60], 11: names[61]}
     joined = replay(Events(np.array(ids), np.array(sizes)), expandable=expandable, capacity_bytes=capacity)
     variants = [step(length) for length in lengths]
-    assert replay_epoch(FIRST, variants, order, expandable=expandable, capacity_bytes=capacity) == joined
+    assert replay_epoch(FIRST, variants, order, expandable=expandable, capacity_bytes=capacity).total == joined
 
 
 def test_changing_lengths_fragment_what_one_length_does_not():
     variants = [step(length) for length in (40, 30, 50)]
-    alone = max(replay_epoch(FIRST, variants, [k] * 3).peak_reserved_bytes for k in range(3))
-    assert replay_epoch(FIRST, variants, [1, 0, 2, 0, 1, 2]).peak_reserved_bytes > alone
+    alone = max(replay_epoch(FIRST, variants, [k] * 3).total.peak_reserved_bytes for k in range(3))
+    assert replay_epoch(FIRST, variants, [1, 0, 2, 0, 1, 2]).total.peak_reserved_bytes > alone
 
 
 def test_an_epoch_reports_the_step_that_does_not_fit():
-    result = replay_epoch(FIRST, [step(30), step(200)], [0, 0, 1, 0], capacity_bytes=200 * MIB)
+    result = replay_epoch(FIRST, [step(30), step(200)], [0, 0, 1, 0], capacity_bytes=200 * MIB).total
     assert not result.fits
     assert result.oom_event == len(FIRST.ids) + 2 * len(step(30).ids)
     assert result.oom_requested_bytes == 200 * MIB

@@ -47,6 +47,8 @@ def test_the_verdict_keeps_the_margin_in_capacity_mode(budget):
     found = device_peak(replayed(FRAGMENTED, expandable=False), 10 * MIB, budget * MIB, **PRIOR)
     assert found.fits is (budget >= 126)  # 120 x 1.05
     assert (found.device[2] <= budget * MIB) is found.fits
+    if found.fits and budget < 157:  # 150 x 1.05: where blocks must be given back, the caches before may fill the card
+        assert found.device[2] == budget * MIB
     assert found.device[0] <= found.device[1] <= found.device[2]
     assert found.reserved[0] <= found.reserved[1] <= found.reserved[2]
 
