@@ -90,8 +90,19 @@ def check_images(config: Any, shape: Shape) -> None:
         )
 
 
-def make_batch(config: Any, shape: Shape, device: str = "meta") -> dict[str, Any]:
-    """Keyword arguments of one forward. Grids are real on the CPU; everything else has no values."""
+def image_share(config: Any, shape: Shape) -> float:
+    """The share of the batch's tokens that are image tokens."""
+    if not shape.grids:
+        return 0.0
+    return shape.patches / int(config.vision_config.spatial_merge_size) ** 2 / (shape.micro_batch_size * shape.cutoff_len)
+
+
+def make_batch(config: Any, shape: Shape, pixels: torch.dtype = torch.float32, device: str = "meta") -> dict[str, Any]:
+    """Keyword arguments of one forward. Grids are real on the CPU; everything else has no values.
+
+    Args:
+        pixels: type of the images; LLaMA-Factory's collator casts them to what is computed in.
+    """
     rows = (shape.micro_batch_size, shape.cutoff_len)
     batch: dict[str, Any] = {
         "input_ids": torch.empty(rows, dtype=torch.long, device=device),
@@ -102,11 +113,17 @@ def make_batch(config: Any, shape: Shape, device: str = "meta") -> dict[str, Any
     if shape.grids:
         vision = config.vision_config
         width = int(vision.in_channels) * int(vision.temporal_patch_size) * int(vision.patch_size) ** 2
-        batch["pixel_values"] = torch.empty((shape.patches, width), dtype=torch.float32, device=device)
+        batch["pixel_values"] = torch.empty((shape.patches, width), dtype=pixels, device=device)
         batch["image_grid_thw"] = torch.tensor(shape.grids, dtype=torch.long)
     return batch
 
 
 def resident_only(config: Any, shape: Shape, device: str = "meta") -> list[torch.Tensor]:
-    """Tensors that the collator puts on the device and the step does not read: the mask of ones."""
-    return [torch.empty((shape.micro_batch_size, shape.cutoff_len), dtype=torch.long, device=device)]
+    """Tensors that the collator puts on the device and the step does not read.
+
+    The mask of ones; with images LLaMA-Factory's text positions (a fourth row of `position_ids`) and `rope_deltas`.
+    """
+    kept = [(shape.micro_batch_size, shape.cutoff_len)]
+    if config.model_type in IMAGE_MODELS:
+        kept += [(shape.micro_batch_size, shape.cutoff_len), (shape.micro_batch_size, 1)]
+    return [torch.empty(size, dtype=torch.long, device=device) for size in kept]
