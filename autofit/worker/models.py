@@ -71,7 +71,7 @@ def build(model: dict[str, Any], trial: dict[str, Any], seed: int, device: str |
     config.use_cache = False
     text_config(config).use_cache = False  # a key-value cache would keep every layer's keys and values alive
     kinds = dtypes(trial, stored_dtype(model, config))
-    loading = _loading(trial, kinds)
+    loading = _loading(kinds, attention_of(config, trial))
     built = _from_weights(model, config, loading, device) or _random(config, loading, seed, device)
     if trial["gradient_checkpointing"]:
         enable_checkpointing(built)  # before the adapters: PEFT then makes the embeddings' output require a gradient
@@ -119,14 +119,23 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
-def _loading(trial: dict[str, Any], kinds: Dtypes) -> dict[str, Any]:
+def attention_of(config: Any, trial: dict[str, Any]) -> str:
+    """The trial's attention; `auto` is transformers' choice, except that LLaMA-Factory gives Gemma 2 flash or eager."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if trial["attention"] == "auto" and config.model_type == "gemma2":
+        return "flash_attention_2" if is_flash_attn_2_available() else "eager"
+    return str(trial["attention"])
+
+
+def _loading(kinds: Dtypes, attention: str) -> dict[str, Any]:
     """Arguments of from_pretrained and from_config; `dtype` was called `torch_dtype` before transformers 4.56."""
     import transformers
 
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     arguments: dict[str, Any] = {"dtype" if version >= (4, 56) else "torch_dtype": kinds.base}
-    if trial["attention"] != "auto":
-        arguments["attn_implementation"] = trial["attention"]
+    if attention != "auto":
+        arguments["attn_implementation"] = attention
     return arguments
 
 

@@ -12,6 +12,9 @@ import torch
 
 IMAGE_MODELS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
 
+MAX_LAYERS = 2000
+"""Ten times the deepest published model; each layer's modules are really made."""
+
 
 class TraceError(ValueError):
     """This configuration cannot be traced; the message says what is and what is not."""
@@ -68,6 +71,23 @@ def image_grid(max_pixels: int, patch: int, merge: int) -> tuple[int, int, int]:
     tokens = max(1, max_pixels // side**2)
     rows = max(1, math.isqrt(tokens))
     return 1, rows * merge, (tokens // rows) * merge
+
+
+def check_shapes(config: Any) -> None:
+    """Raises TraceError for a language model of impossible or absurd shape, before anything is built from it."""
+    text = getattr(config, "text_config", None) or config
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"):
+        value = getattr(text, name, None)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise TraceError(f"{config.model_type}: {name} {value!r}: must be a whole number of at least 1")
+    layers, heads, width = text.num_hidden_layers, text.num_attention_heads, text.hidden_size
+    if layers > MAX_LAYERS:
+        raise TraceError(f"{config.model_type}: num_hidden_layers {layers}: more than {MAX_LAYERS} cannot be traced")
+    if getattr(text, "head_dim", None) is None and width % heads:
+        raise TraceError(f"{config.model_type}: hidden_size {width} is no multiple of {heads} attention heads")
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    if heads % groups:
+        raise TraceError(f"{config.model_type}: {heads} attention heads are no multiple of {groups} key-value heads")
 
 
 def check_images(config: Any, shape: Shape) -> None:

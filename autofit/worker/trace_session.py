@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from autofit.worker import trace_liger
 from autofit.worker.groups import NothingToTrain
-from autofit.worker.models import build, load_config, stored_dtype
+from autofit.worker.models import attention_of, build, load_config, stored_dtype
 from autofit.worker.precision import dtypes
 from autofit.worker.trace_autocast import AutocastPolicy, state_on_cpu, unknown_operators
 from autofit.worker.trace_inputs import (
@@ -17,6 +18,7 @@ from autofit.worker.trace_inputs import (
     Shape,
     TraceError,
     check_images,
+    check_shapes,
     image_grid,
     image_share,
     make_batch,
@@ -53,17 +55,22 @@ class Session:
         self.max_grad_norm = options.get("max_grad_norm", 1.0)
         self.not_modelled = list(NOT_MODELLED.get(self.target, []))
         self._check()
-        flash = trial["attention"] == "flash_attention_2"
         try:
             self.config = load_config(model)
+            check_shapes(self.config)
+            flash = attention_of(self.config, trial) == "flash_attention_2"
             self.model = build(model, {**trial, "attention": "sdpa"} if flash else trial, 0, "meta")
+        except TraceError:
+            raise
         except NothingToTrain as error:
             raise TraceError(str(error)) from error
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, ArithmeticError) as error:
+        except Exception as error:  # transformers and its config checks raise many kinds
             raise TraceError(f"the model cannot be built without weights: {' '.join(str(error).split())[:400]}") from error
         self.model.train()
         if flash:
             _use_flash_attention(self.model)
+        if trial["fused_cross_entropy"]:
+            trace_liger.use_fused_cross_entropy(self.model, self.config.model_type, self.target)
         self.kinds = dtypes(trial, stored_dtype(model, self.config))
         self.optimizer: torch.optim.Optimizer | None = None
         self._tracer: StorageTracer | None = None
@@ -77,7 +84,7 @@ class Session:
         if self.target not in NOT_MODELLED:
             raise TraceError(f"target {self.target!r}: allowed are {', '.join(NOT_MODELLED)}")
         if trial["fused_cross_entropy"]:
-            raise TraceError("fused_cross_entropy: Liger's kernels cannot be traced yet; set it to false")
+            self.not_modelled += trace_liger.NOT_MODELLED
         if trial["optimizer"] in ("adamw_8bit", "paged_adamw_8bit"):
             self.not_modelled.append("bitsandbytes' kernels (its optimizer state is)")
             if trial["optimizer"].startswith("paged"):
