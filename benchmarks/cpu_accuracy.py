@@ -1,10 +1,11 @@
 """Predicted against really allocated bytes: traces of whole training steps, and the same steps on the CPU's own allocator.
 
 Each configuration is traced on `meta` with the CPU's kernels (nothing is computed), then really trained for two optimizer
-steps while torch's profiler lists every allocation and release. A third of them is trained by transformers' Trainer, which
-shares no line with the trace's loop; the others by that loop itself over real tensors.
+steps while torch's profiler lists every allocation and release. A third of them is prepared and trained by LLaMA-Factory
+itself, and traced there too, by the interpreter of its environment (`llamafactory_bytes.py`); a third by transformers'
+Trainer, which shares no line with the trace's loop; the others by that loop itself over real tensors.
 
-    python benchmarks/cpu_accuracy.py [-n 66] [--seed 0] [-o benchmarks/results/cpu_accuracy.md]
+    python benchmarks/cpu_accuracy.py [-n 66] [--seed 0] [--llamafactory PYTHON] [-o benchmarks/results/cpu_accuracy.md]
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import os
 import platform
 import random
+import subprocess
 import tempfile
 import time
 import warnings
@@ -24,9 +26,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
+from profiled import peak_of
 
 from autofit.config.legality import canonical, refusal
-from autofit.config.model import resolve_model
+from autofit.config.model import ModelRef, resolve_model
 from autofit.config.trial import TrialSpec
 from autofit.worker import models
 from autofit.worker.batches import WorstBatch, collate
@@ -35,7 +38,10 @@ from autofit.worker.trace import trace
 from autofit.worker.trace_loop import Loop
 from autofit.worker.trace_optim import build_optimizer
 
-RESULTS = Path(__file__).parent / "results" / "cpu_accuracy.md"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "cpu_accuracy.md"
+LLAMAFACTORY = HERE.parent / ".venv-llamafactory" / "bin" / "python"
+ENGINES = ("loop", "llamafactory", "trainer")
 TEXT = {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 8000}
 
 
@@ -72,6 +78,7 @@ def generate(count: int, seed: int) -> list[tuple[TrialSpec, str]]:
     found: list[tuple[TrialSpec, str]] = []
     seen: set[str] = set()
     while len(found) < count:
+        engine = ENGINES[len(found) % 3]
         vision = len(found) % 2 == 0
         name = "qwen2_5_vl" if vision else draw.choice(names)
         spec = TrialSpec(
@@ -91,51 +98,47 @@ def generate(count: int, seed: int) -> list[tuple[TrialSpec, str]]:
             attention=draw.choice(["auto", "auto", "auto", "eager"]) if not vision else "auto",
             images={"per_sample": draw.choice([1, 2]) if vision else 0, "max_pixels": draw.choice([12544, 50176])},
         )
+        if engine == "llamafactory":
+            # what its files hold decides how LLaMA-Factory loads a model: half precision mostly, as models are published
+            stored = "float32" if spec.precision == "fp32" or len(found) % 5 == 0 else "bfloat16"
+            spec = spec.model_copy(update={"model": ModelRef(config=configs[name] | {"dtype": stored})})
         model = resolve_model(spec.model)
         spec = canonical(spec, model)
         if refusal(spec, model) or spec.config_key() in seen:
             continue
         seen.add(spec.config_key())
-        found.append((spec, "trainer" if len(found) % 3 == 2 else "loop"))
+        found.append((spec, engine))
     return found
+
+
+def order_of(spec: TrialSpec, engine: str) -> dict[str, Any]:
+    """What the trace is asked for. accelerate's loader fetches one batch ahead."""
+    options = {"target": "cpu", "lookahead": int(engine != "loop")}
+    model = resolve_model(spec.model).model_dump(mode="json")
+    return {"trial": spec.model_dump(mode="json"), "model": model, "trace": options}
 
 
 def predicted(spec: TrialSpec, engine: str) -> int:
     """Peak bytes of the trace, unrounded as the CPU's allocator is."""
-    model = resolve_model(spec.model).model_dump(mode="json")
-    options = {"target": "cpu", "lookahead": int(engine == "trainer")}  # accelerate's loader fetches one batch ahead
-    document = trace({"trial": spec.model_dump(mode="json"), "model": model, "trace": options})
-    group = document["groups"][0]
+    group = trace(order_of(spec, engine))["groups"][0]
     sizes = np.asarray(group["storages"]["bytes"][0])[np.asarray(group["events"]["storage"])]
     return int(np.cumsum(sizes * np.asarray(group["events"]["kind"])).max())
 
 
 def measured(spec: TrialSpec, engine: str) -> int:
-    """Peak bytes of real tensors over two optimizer steps: what the model holds, plus the profiler's balance."""
+    """Peak bytes of real tensors over two optimizer steps."""
     trial = spec.model_dump(mode="json")
     model_dict = resolve_model(spec.model).model_dump(mode="json")
     config = models.load_config(model_dict)
     model = models.build(model_dict, trial, 0, "cpu")
     model.train()
-    static = _held(model)
     count = 2 * spec.gradient_accumulation_steps * spec.micro_batch_size
     source = WorstBatch(config, trial, seed=0, length=count)
     samples = [source[index] for index in range(count)]
     train = _with_trainer if engine == "trainer" else _with_loop
     run = train(model, spec, samples)
     gc.collect()
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    return static + _highest(profiler)
-
-
-def _held(model: torch.nn.Module) -> int:
-    storages = {
-        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in [*model.parameters(), *model.buffers()]
-    }
-    return sum(storages.values())
+    return peak_of(model, run)
 
 
 def _with_loop(model: Any, spec: TrialSpec, samples: list[Any]) -> Any:
@@ -178,18 +181,13 @@ def _with_trainer(model: Any, spec: TrialSpec, samples: list[Any]) -> Any:
     return trainer.train
 
 
-def _highest(profiler: Any) -> int:
-    from torch._C._profiler import _EventType
-
-    events = []
-    stack = list(profiler.profiler.kineto_results.experimental_event_tree())
-    while stack:
-        event = stack.pop()
-        stack.extend(event.children)
-        if event.tag == _EventType.Allocation:
-            events.append((event.start_time_ns, event.extra_fields.alloc_size))
-    events.sort(key=lambda event: event[0])
-    return max(0, int(np.cumsum([size for _, size in events]).max()))
+def in_llamafactory(python: Path, specs: list[TrialSpec], folder: Path) -> "subprocess.Popen[bytes]":
+    """Starts what traces and trains these in LLaMA-Factory's environment; the answers come into `folder`/answers.json."""
+    orders = folder / "orders.json"
+    orders.write_text(json.dumps([order_of(spec, "llamafactory") for spec in specs]))
+    with (folder / "log").open("wb") as log:
+        script = str(HERE / "llamafactory_bytes.py")
+        return subprocess.Popen([python, script, orders, folder / "answers.json"], stdout=log, stderr=log)
 
 
 def describe(spec: TrialSpec) -> str:
@@ -197,6 +195,7 @@ def describe(spec: TrialSpec) -> str:
     kind = spec.model.label
     parts = [kind, spec.method + (f" r{spec.lora.rank}" if spec.method == "lora" else "")]
     parts.append("pure bf16" if spec.pure_bf16 else spec.precision)
+    parts += ["stored in fp32"] if (spec.model.config or {}).get("dtype") == "float32" and spec.precision != "fp32" else []
     parts += [spec.optimizer, f"bs {spec.micro_batch_size}x{spec.gradient_accumulation_steps}", f"seq {spec.cutoff_len}"]
     parts += ["ckpt"] if spec.gradient_checkpointing else []
     parts += [spec.attention] if spec.attention != "auto" else []
@@ -217,56 +216,92 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("-n", type=int, default=66)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measured", type=Path, default=None, help="JSON of measured bytes by row, kept up to date")
+    parser.add_argument("--llamafactory", type=Path, default=LLAMAFACTORY, help="interpreter of its environment")
     parser.add_argument("--only", type=int, default=None)
     parser.add_argument("-o", type=Path, default=RESULTS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    rows, started = [], time.perf_counter()
-    known: dict[str, int] = json.loads(options.measured.read_text()) if options.measured and options.measured.exists() else {}
-    for number, (spec, engine) in enumerate(generate(options.n, options.seed)):
-        if options.only is not None and number != options.only:
-            continue
-        guess = predicted(spec, engine)
-        key = f"{spec.config_key()}/{engine}"
-        if key not in known:
-            known[key] = measured(spec, engine)
-            if options.measured:
-                options.measured.write_text(json.dumps(known))
-        truth = known[key]
-        gc.collect()
-        error = guess / truth - 1
-        rows.append((number, describe(spec), engine, guess, truth, error))
-        print(
-            f"{number:3d} {error:+.4%} {guess / 2**20:9.2f} {truth / 2**20:9.2f} MiB {engine:8s} {describe(spec)}", flush=True
-        )
+    started = time.perf_counter()
+    chosen = [
+        (number, spec, engine)
+        for number, (spec, engine) in enumerate(generate(options.n, options.seed))
+        if options.only in (None, number)
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        there = [spec for _, spec, engine in chosen if engine == "llamafactory"]
+        child = in_llamafactory(options.llamafactory, there, folder)
+        here = {number: _row_here(number, spec, engine) for number, spec, engine in chosen if engine != "llamafactory"}
+        if child.wait():
+            raise SystemExit((folder / "log").read_text()[-4000:])
+        answers = iter(json.loads((folder / "answers.json").read_text()) if there else [])
+    rows, versions = [], _versions()
+    for number, spec, engine in chosen:
+        if engine == "llamafactory":
+            answer = next(answers)
+            versions |= {"LLaMA-Factory's environment": answer["versions"]}
+            here[number] = (number, describe(spec), engine, answer["predicted"], answer["measured"])
+        rows.append(here[number])
+        print(_line(here[number]), flush=True)
     if options.only is None:
         options.o.parent.mkdir(exist_ok=True)
-        options.o.write_text(_table(rows, options, time.perf_counter() - started), encoding="utf-8")
+        options.o.write_text(_table(rows, options, versions, time.perf_counter() - started), encoding="utf-8")
 
 
-def _table(rows: list[Any], options: Any, seconds: float) -> str:
+Row = tuple[int, str, str, int, int]
+
+
+def _row_here(number: int, spec: TrialSpec, engine: str) -> Row:
+    row = (number, describe(spec), engine, predicted(spec, engine), measured(spec, engine))
+    gc.collect()
+    print(_line(row), flush=True)
+    return row
+
+
+def _line(row: Row) -> str:
+    number, text, engine, guess, truth = row
+    return f"{number:3d} {guess / truth - 1:+.4%} {guess / 2**20:9.2f} {truth / 2**20:9.2f} MiB {engine:12s} {text}"
+
+
+def _versions() -> dict[str, Any]:
+    import peft
     import transformers
 
-    errors = np.array([row[-1] for row in rows])
+    return {
+        "this environment": {"transformers": transformers.__version__, "peft": peft.__version__, "torch": torch.__version__}
+    }
+
+
+def _table(rows: list[Row], options: Any, versions: dict[str, Any], seconds: float) -> str:
+    errors = np.array([guess / truth - 1 for *_, guess, truth in rows])
+    theirs = np.array([row[2] == "llamafactory" for row in rows])
     lines = [
         "# Predicted and really allocated bytes on the CPU",
         "",
-        f"`python benchmarks/cpu_accuracy.py -n {options.n} --seed {options.seed}`, {seconds:.0f} s; torch {torch.__version__},"
-        f" transformers {transformers.__version__}, Python {platform.python_version()}, {platform.machine()}.",
+        f"`python benchmarks/cpu_accuracy.py -n {options.n} --seed {options.seed}`, {seconds:.0f} s;"
+        f" Python {platform.python_version()}, {platform.machine()}.",
+        *(f"{where}: {', '.join(f'{name} {number}' for name, number in found.items())}." for where, found in versions.items()),
         "",
-        f"{len(rows)} configurations: median |error| {np.median(np.abs(errors)):.4%}, 95th percentile"
-        f" {np.percentile(np.abs(errors), 95):.4%}, worst {np.abs(errors).max():.4%}; under-predicted by more than 0.05 %:"
-        f" {(errors < -5e-4).sum()}.",
+        f"{len(rows)} configurations: {_summary(errors)}.",
+        f"Prepared and trained by LLaMA-Factory, {theirs.sum()}: {_summary(errors[theirs])}.",
         "",
         "| # | configuration | trained by | predicted MiB | measured MiB | error |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {n} | {text} | {engine} | {g / 2**20:.3f} | {t / 2**20:.3f} | {e:+.4%} |" for n, text, engine, g, t, e in rows
+        f"| {n} | {text} | {engine} | {guess / 2**20:.3f} | {truth / 2**20:.3f} | {guess / truth - 1:+.4%} |"
+        for n, text, engine, guess, truth in rows
     ]
     return "\n".join(lines) + "\n"
+
+
+def _summary(errors: Any) -> str:
+    sizes = np.abs(errors)
+    return (
+        f"median |error| {np.median(sizes):.4%}, 95th percentile {np.percentile(sizes, 95):.4%}, worst {sizes.max():.4%};"
+        f" under-predicted by more than 0.05 %: {(errors < -5e-4).sum()}"
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import gzip
 import importlib.machinery
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,17 +53,15 @@ def main(argv: list[str]) -> int:
 
 
 def _as_the_source_ran(trial: dict[str, Any], loop: dict[str, Any]) -> None:
-    """Dropout and type of the adapters, attention by the model's own flash code."""
+    """Dropout of the adapters, attention by the model's own flash code."""
     import peft
     import torch
 
     from autofit.worker import models, trace_session
 
-    real_config, real_dtypes, real_build = peft.LoraConfig, models.dtypes, trace_session.build
+    real_config, real_build = peft.LoraConfig, trace_session.build
     dropout = float(loop.get("lora_dropout", 0.0))
     peft.LoraConfig = lambda **given: real_config(**{**given, "lora_dropout": dropout})
-    if trial["method"] == "lora" and _adapters_version() >= (0, 12):
-        models.dtypes = lambda trial: replace(real_dtypes(trial), trainable=torch.float32)
     flash = {"attention": "flash_attention_2"} if trial["attention"] == "flash_attention_2" else {}
 
     def build(model: dict[str, Any], trial: dict[str, Any], seed: int, device: str) -> Any:

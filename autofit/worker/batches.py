@@ -12,6 +12,7 @@ import torch
 
 from autofit.worker.models import model_class, text_config
 from autofit.worker.outcomes import DataError
+from autofit.worker.precision import dtypes
 
 IGNORED_LABEL = -100
 MAX_ASPECT_RATIO = 4.0
@@ -50,6 +51,8 @@ class WorstBatch(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self._layout = image_layout(config, int(trial["images"]["max_pixels"])) if vision else None
         self._needs_token_types = "mm_token_type_ids" in inspect.signature(model_class(config).forward).parameters
         self._pixels: torch.Tensor | None = None
+        kinds = dtypes(trial)
+        self._pixel_type = kinds.autocast or kinds.base
         if self._layout and self._images * (self._layout.tokens + 2) + 2 > self._cutoff:
             raise DataError(
                 f"{self._images} image(s) of {self._layout.tokens} tokens do not fit into cutoff_len {self._cutoff}; raise"
@@ -97,7 +100,7 @@ class WorstBatch(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return taken
 
     def _image_values(self, layout: ImageLayout, index: int) -> torch.Tensor:
-        """[patches, patch_values] fp32, as a processor gives them.
+        """[patches, patch_values] in the type that is computed in: LLaMA-Factory's collator casts what the processor gives.
 
         One noise image, dimmed by the sample's index: a fresh one each time would cost the step tens of
         milliseconds for nothing.
@@ -106,7 +109,7 @@ class WorstBatch(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             rows = math.prod(layout.grid) * self._images
             generator = torch.Generator().manual_seed(self._seed)
             self._pixels = torch.randn(rows, layout.patch_values, generator=generator)
-        return self._pixels * (1.0 - 0.5 * (index % 7) / 7)
+        return (self._pixels * (1.0 - 0.5 * (index % 7) / 7)).to(self._pixel_type)
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ Source: LLaMA-Factory 0.9.5, `model/model_utils/visual.py` (registry of composit
 (`find_all_linear_modules`) and `adapter.py`.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -62,21 +61,20 @@ def frozen_names(model_type: str, trial: dict[str, Any]) -> tuple[str, ...]:
 
 
 def freeze(model: torch.nn.Module, model_type: str, text_layers: int, trial: dict[str, Any]) -> None:
-    """Sets `requires_grad` for methods `full` and `freeze` (the last FREEZE_TRAINABLE_LAYERS of `text_layers` layers).
+    """Sets `requires_grad` for methods `full` and `freeze`.
+
+    `freeze` trains what has the number of one of the last FREEZE_TRAINABLE_LAYERS of `text_layers` layers in its name, and the
+    projector; neither if a flag freezes it. So a vision tower that is not frozen is trained in the blocks of those numbers.
 
     Raises:
         NothingToTrain: everything is frozen.
     """
     frozen = frozen_names(model_type, trial)
-    last = range(max(0, text_layers - FREEZE_TRAINABLE_LAYERS), text_layers)
-    groups = GROUPS.get(model_type)
+    layers = [f".{number}." for number in range(max(0, text_layers - FREEZE_TRAINABLE_LAYERS), text_layers)]
+    projector = GROUPS[model_type].projector if model_type in GROUPS else ()
     for name, parameter in model.named_parameters():
-        trained = not _any_in(frozen, name)
-        if trial["method"] == "freeze":
-            layer = re.search(r"\.(\d+)\.", name)
-            in_tower = groups is not None and _any_in((*groups.vision, *groups.projector), name)
-            trained = trained and not in_tower and layer is not None and int(layer[1]) in last
-        parameter.requires_grad_(trained)
+        chosen = trial["method"] != "freeze" or _any_in((*layers, *projector), name)
+        parameter.requires_grad_(chosen and not _any_in(frozen, name))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise NothingToTrain("everything is frozen: nothing would be trained")
 

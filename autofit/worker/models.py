@@ -13,9 +13,10 @@ import torch
 
 from autofit.worker.checkpointing import enable_checkpointing
 from autofit.worker.groups import freeze, lora_targets
-from autofit.worker.precision import dtypes
+from autofit.worker.precision import Dtypes, dtypes
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LORA_ALPHA_FACTOR = 2
 """`lora_alpha` = 2 x rank, LLaMA-Factory's default."""
 
@@ -69,8 +70,9 @@ def build(model: dict[str, Any], trial: dict[str, Any], seed: int, device: str |
     config = load_config(model)
     config.use_cache = False
     text_config(config).use_cache = False  # a key-value cache would keep every layer's keys and values alive
-    kinds = dtypes(trial)
-    built = _from_weights(model, config, trial, device) or _random(config, trial, seed, device)
+    kinds = dtypes(trial, stored_dtype(model, config))
+    loading = _loading(kinds, attention_of(config, trial))
+    built = _from_weights(model, config, loading, device) or _random(config, loading, seed, device)
     if trial["gradient_checkpointing"]:
         enable_checkpointing(built)  # before the adapters: PEFT then makes the embeddings' output require a gradient
     if trial["method"] == "lora":
@@ -78,14 +80,37 @@ def build(model: dict[str, Any], trial: dict[str, Any], seed: int, device: str |
     else:
         freeze(built, config.model_type, int(text_config(config).num_hidden_layers), trial)
     for parameter in built.parameters():
-        if parameter.requires_grad and parameter.dtype != kinds.trainable:
+        if parameter.requires_grad and kinds.trainable not in (None, parameter.dtype):
             parameter.data = parameter.data.to(kinds.trainable)
     return built
 
 
-def precision_mode(trial: dict[str, Any]) -> str:
+def stored_dtype(model: dict[str, Any], config: Any) -> torch.dtype | None:
+    """What transformers' dtype "auto" loads: the config's dtype, else that of the folder's first floating-point weights.
+
+    None where neither is known, as with presets.
+    """
+    declared = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)  # torch_dtype before 4.56
+    if isinstance(declared, str):
+        declared = getattr(torch, declared, None)
+    if isinstance(declared, torch.dtype):
+        return declared
+    files = sorted(Path(model["path"]).glob("*.safetensors")) if model.get("path") else []
+    return _dtype_in(files[0]) if files else None
+
+
+def _dtype_in(file: Path) -> torch.dtype | None:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as weights:
+        names = list(weights.keys())
+        found = (str(weights.get_slice(name).get_dtype()) for name in names)
+        return next((_STORED[kind] for kind in found if kind in _STORED), None)
+
+
+def precision_mode(trial: dict[str, Any], stored: torch.dtype | None = None) -> str:
     """How the trial computes, in words."""
-    return dtypes(trial).words
+    return dtypes(trial, stored).words
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
@@ -94,18 +119,27 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
-def _loading(trial: dict[str, Any]) -> dict[str, Any]:
+def attention_of(config: Any, trial: dict[str, Any]) -> str:
+    """The trial's attention; `auto` is transformers' choice, except that LLaMA-Factory gives Gemma 2 flash or eager."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if trial["attention"] == "auto" and config.model_type == "gemma2":
+        return "flash_attention_2" if is_flash_attn_2_available() else "eager"
+    return str(trial["attention"])
+
+
+def _loading(kinds: Dtypes, attention: str) -> dict[str, Any]:
     """Arguments of from_pretrained and from_config; `dtype` was called `torch_dtype` before transformers 4.56."""
     import transformers
 
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    arguments: dict[str, Any] = {"dtype" if version >= (4, 56) else "torch_dtype": dtypes(trial).base}
-    if trial["attention"] != "auto":
-        arguments["attn_implementation"] = trial["attention"]
+    arguments: dict[str, Any] = {"dtype" if version >= (4, 56) else "torch_dtype": kinds.base}
+    if attention != "auto":
+        arguments["attn_implementation"] = attention
     return arguments
 
 
-def _from_weights(model: dict[str, Any], config: Any, trial: dict[str, Any], device: str | torch.device) -> Any:
+def _from_weights(model: dict[str, Any], config: Any, loading: dict[str, Any], device: str | torch.device) -> Any:
     """The model with its published weights; None where there are none to be had.
 
     A preset has a config and an id; its weights are not fetched: time and memory do not depend on their values.
@@ -117,15 +151,15 @@ def _from_weights(model: dict[str, Any], config: Any, trial: dict[str, Any], dev
         source = model.get("id")
     if source is None or str(device) == "meta":
         return None
-    loaded = model_class(config).from_pretrained(source, config=config, **_loading(trial))
+    loaded = model_class(config).from_pretrained(source, config=config, **loading)
     return loaded if _zero3() else loaded.to(device)
 
 
-def _random(config: Any, trial: dict[str, Any], seed: int, device: str | torch.device) -> Any:
+def _random(config: Any, loading: dict[str, Any], seed: int, device: str | torch.device) -> Any:
     torch.manual_seed(seed)
     place = nullcontext() if _zero3() else torch.device(device)
     with place, _no_slow_initialisation():
-        built = model_class(config)._from_config(config, **_loading(trial))
+        built = model_class(config)._from_config(config, **loading)
     built.tie_weights()  # transformers before 5 ties only weights that it initialises
     if str(device) != "meta":
         _fill(built, seed, float(getattr(text_config(config), "initializer_range", 0.02)))

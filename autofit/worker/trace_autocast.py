@@ -81,6 +81,24 @@ def unknown_operators(policy: str) -> list[str]:
     return [name for name in registered_operators(policy) if name not in known | _FP32_CUDA]
 
 
+@contextmanager
+def state_on_cpu() -> Iterator[None]:
+    """Within, `torch.autocast` of CUDA or `meta` is that of the CPU, which holds the state here.
+
+    Models turn autocast off around their rotary embeddings by the device of a tensor, and torch knows none for `meta`.
+    """
+    real = torch.autocast.__init__
+
+    def init(context: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
+        real(context, "cpu" if device_type in ("cuda", "meta") else device_type, *args, **kwargs)
+
+    torch.autocast.__init__ = init
+    try:
+        yield
+    finally:
+        torch.autocast.__init__ = real
+
+
 class AutocastPolicy:
     """Casting kernels for one kind of device; `installed()` puts them in place.
 
@@ -98,14 +116,11 @@ class AutocastPolicy:
     def installed(self) -> Iterator[None]:
         """Within, `torch.autocast` of any device casts what passes by; outside nothing is left behind."""
         library = torch.library.Library("aten", "IMPL")
-        real_clear, real_init = torch.clear_autocast_cache, torch.autocast.__init__
+        real_clear = torch.clear_autocast_cache
 
         def clear() -> None:
             self._copies.clear()
             real_clear()
-
-        def init(context: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
-            real_init(context, "cpu" if device_type in ("cuda", "meta") else device_type, *args, **kwargs)
 
         try:
             with warnings.catch_warnings():
@@ -116,11 +131,10 @@ class AutocastPolicy:
                 for name in set(registered_operators("cpu")) - set(registered_operators(self.policy)):
                     _register(library, name, torch.library.fallthrough_kernel)  # no entry in this policy
             torch.clear_autocast_cache = clear
-            torch.autocast.__init__ = init
-            with torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutocastCPU):
+            with state_on_cpu(), torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutocastCPU):
                 yield
         finally:
-            torch.clear_autocast_cache, torch.autocast.__init__ = real_clear, real_init
+            torch.clear_autocast_cache = real_clear
             self._copies.clear()
             library._destroy()
 

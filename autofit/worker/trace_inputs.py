@@ -12,6 +12,9 @@ import torch
 
 IMAGE_MODELS = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
 
+MAX_LAYERS = 2000
+"""Ten times the deepest published model; each layer's modules are really made."""
+
 
 class TraceError(ValueError):
     """This configuration cannot be traced; the message says what is and what is not."""
@@ -70,6 +73,23 @@ def image_grid(max_pixels: int, patch: int, merge: int) -> tuple[int, int, int]:
     return 1, rows * merge, (tokens // rows) * merge
 
 
+def check_shapes(config: Any) -> None:
+    """Raises TraceError for a language model of impossible or absurd shape, before anything is built from it."""
+    text = getattr(config, "text_config", None) or config
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size"):
+        value = getattr(text, name, None)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise TraceError(f"{config.model_type}: {name} {value!r}: must be a whole number of at least 1")
+    layers, heads, width = text.num_hidden_layers, text.num_attention_heads, text.hidden_size
+    if layers > MAX_LAYERS:
+        raise TraceError(f"{config.model_type}: num_hidden_layers {layers}: more than {MAX_LAYERS} cannot be traced")
+    if getattr(text, "head_dim", None) is None and width % heads:
+        raise TraceError(f"{config.model_type}: hidden_size {width} is no multiple of {heads} attention heads")
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    if heads % groups:
+        raise TraceError(f"{config.model_type}: {heads} attention heads are no multiple of {groups} key-value heads")
+
+
 def check_images(config: Any, shape: Shape) -> None:
     """Raises TraceError when the images are not for this model or leave no room for text."""
     if not shape.grids:
@@ -90,8 +110,19 @@ def check_images(config: Any, shape: Shape) -> None:
         )
 
 
-def make_batch(config: Any, shape: Shape, device: str = "meta") -> dict[str, Any]:
-    """Keyword arguments of one forward. Grids are real on the CPU; everything else has no values."""
+def image_share(config: Any, shape: Shape) -> float:
+    """The share of the batch's tokens that are image tokens."""
+    if not shape.grids:
+        return 0.0
+    return shape.patches / int(config.vision_config.spatial_merge_size) ** 2 / (shape.micro_batch_size * shape.cutoff_len)
+
+
+def make_batch(config: Any, shape: Shape, pixels: torch.dtype = torch.float32, device: str = "meta") -> dict[str, Any]:
+    """Keyword arguments of one forward. Grids are real on the CPU; everything else has no values.
+
+    Args:
+        pixels: type of the images; LLaMA-Factory's collator casts them to what is computed in.
+    """
     rows = (shape.micro_batch_size, shape.cutoff_len)
     batch: dict[str, Any] = {
         "input_ids": torch.empty(rows, dtype=torch.long, device=device),
@@ -102,11 +133,17 @@ def make_batch(config: Any, shape: Shape, device: str = "meta") -> dict[str, Any
     if shape.grids:
         vision = config.vision_config
         width = int(vision.in_channels) * int(vision.temporal_patch_size) * int(vision.patch_size) ** 2
-        batch["pixel_values"] = torch.empty((shape.patches, width), dtype=torch.float32, device=device)
+        batch["pixel_values"] = torch.empty((shape.patches, width), dtype=pixels, device=device)
         batch["image_grid_thw"] = torch.tensor(shape.grids, dtype=torch.long)
     return batch
 
 
 def resident_only(config: Any, shape: Shape, device: str = "meta") -> list[torch.Tensor]:
-    """Tensors that the collator puts on the device and the step does not read: the mask of ones."""
-    return [torch.empty((shape.micro_batch_size, shape.cutoff_len), dtype=torch.long, device=device)]
+    """Tensors that the collator puts on the device and the step does not read.
+
+    The mask of ones; with images LLaMA-Factory's text positions (a fourth row of `position_ids`) and `rope_deltas`.
+    """
+    kept = [(shape.micro_batch_size, shape.cutoff_len)]
+    if config.model_type in IMAGE_MODELS:
+        kept += [(shape.micro_batch_size, shape.cutoff_len), (shape.micro_batch_size, 1)]
+    return [torch.empty(size, dtype=torch.long, device=device) for size in kept]

@@ -20,6 +20,8 @@ Scratch that dispatch cannot see (sources: aten/src/ATen/native/transformers/cud
 native/cuda/IndexKernel.cpp, Embedding.cu; torch 2.13):
   flash backward    softmax_d 4*B*H*Sr, dq_accum 4*B*H*Sr*Dr, with grouped queries dk and dv expanded to all heads
   masked_scatter    int64 prefix sum and a contiguous copy of the mask: 8 + 1 bytes an element
+  mixed types       on the CPU alone, a copy of the operand that is not of the common type
+  index by a mask   int64 coordinates of what it picks: 8 bytes an element and dimension of the mask (on the CPU too)
   embedding backward sorted and original indices, int64 (from 3072 indices on; always counted, so that events do not change)
   cuBLAS            two workspaces of 8.125 MiB, main and autograd thread, from the first product on (32 MiB on Hopper)
 Not visible, not modelled: cuDNN's conv3d workspace, sorts in index backward, the memory-efficient kernel's fp32 accumulators.
@@ -49,13 +51,31 @@ aten = torch.ops.aten
 
 def scratch_of(target: str) -> dict[str, Scratch]:
     """Operator name -> bytes that its kernel takes inside, for a kind of device."""
+    everywhere: dict[str, Scratch] = {"index": _coordinates}
     if target != "cuda":
-        return {}
+        return everywhere | dict.fromkeys(("add", "sub", "mul", "div"), _promoted)
     return {
+        **everywhere,
         "_scaled_dot_product_flash_attention_backward": _flash_backward_scratch,
         "masked_scatter": lambda args, out: [8 * args[0].numel(), args[0].numel()],
         "embedding_dense_backward": lambda args, out: [8 * args[1].numel()] * 4,
     }
+
+
+def _promoted(args: tuple[Any, ...], out: Any) -> list[int]:
+    """On the CPU an operand of another type is first copied to the common one (TensorIterator.cpp); CUDA's kernels cast as
+
+    they read. The output, which is seen only afterwards, lives at the same time and is counted with it.
+    """
+    copied = [value for value in args[:2] if isinstance(value, torch.Tensor) and value.dim() and value.dtype != out.dtype]
+    if not copied:
+        return []
+    return [sum(value.numel() for value in copied) * out.element_size() + out.numel() * out.element_size()]
+
+
+def _coordinates(args: tuple[Any, ...], out: Any) -> list[int]:
+    masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
+    return [8 * mask.dim() * out.numel() for mask in masks] if len(args[1]) == len(masks) == 1 else []
 
 
 def _flash_backward_scratch(args: tuple[Any, ...], out: Any) -> list[int]:
@@ -69,9 +89,14 @@ def _flash_backward_scratch(args: tuple[Any, ...], out: Any) -> list[int]:
 
 
 @contextmanager
-def device_kernels(target: str) -> Iterator[None]:
-    """Within, `scaled_dot_product_attention` and the composite backward operators run as on `target` (`cuda` or `cpu`)."""
+def device_kernels(target: str, masked: float = 0.0) -> Iterator[None]:
+    """Within, `scaled_dot_product_attention` and the composite backward operators run as on `target` (`cuda` or `cpu`).
+
+    Args:
+        masked: share of its elements that a mask without values selects: the image tokens of the batch.
+    """
     library = torch.library.Library("aten", "IMPL")
+    library.m.impl("nonzero", "Meta", lambda mask: _selected(mask, masked))
     for name in ("silu_backward", "mish_backward"):
         library.m.impl(name, "Meta", lambda gradient, value: torch.empty_like(value))  # `impl` itself forbids it
     real_attention, real_norm = functional.scaled_dot_product_attention, functional.rms_norm
@@ -79,11 +104,35 @@ def device_kernels(target: str) -> Iterator[None]:
     if target == "cuda":
         functional.rms_norm = _fused_rms_norm  # type: ignore[assignment]
     try:
-        with _supported_devices():
+        with _supported_devices(), _real_index_lists():
             yield
     finally:
         functional.scaled_dot_product_attention, functional.rms_norm = real_attention, real_norm
         library._destroy()
+
+
+def _selected(mask: torch.Tensor, share: float) -> torch.Tensor:
+    """The coordinates that `nonzero` gives; models count the image tokens among the embeddings with them."""
+    return torch.empty((round(mask.numel() * share), mask.dim()), dtype=torch.long, device=mask.device)
+
+
+@contextmanager
+def _real_index_lists() -> Iterator[None]:
+    """Tensors made of a flat list of whole numbers keep their values, on the CPU, although `meta` was asked for.
+
+    Qwen2.5-VL before transformers 5.2x makes the bounds of its windows so, and then reads them.
+    """
+    real = torch.tensor
+
+    def tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+        whole = isinstance(data, list) and len(data) > 1 and all(type(item) is int for item in data)
+        return real(data, *args, device="cpu" if whole and str(device) == "meta" else device, **kwargs)
+
+    torch.tensor = tensor
+    try:
+        yield
+    finally:
+        torch.tensor = real
 
 
 @contextmanager

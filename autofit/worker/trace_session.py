@@ -6,13 +6,23 @@ from typing import Any
 
 import torch
 
+from autofit.worker import trace_liger
 from autofit.worker.groups import NothingToTrain
-from autofit.worker.models import build, load_config
+from autofit.worker.models import attention_of, build, load_config, stored_dtype
 from autofit.worker.precision import dtypes
-from autofit.worker.trace_autocast import AutocastPolicy
+from autofit.worker.trace_autocast import AutocastPolicy, state_on_cpu
 from autofit.worker.trace_blocks import Shallow, stacks_of
 from autofit.worker.trace_expand import STRIDE
-from autofit.worker.trace_inputs import Shape, TraceError, check_images, image_grid, make_batch, resident_only
+from autofit.worker.trace_inputs import (
+    Shape,
+    TraceError,
+    check_images,
+    check_shapes,
+    image_grid,
+    image_share,
+    make_batch,
+    resident_only,
+)
 from autofit.worker.trace_kernels import CUBLAS_WORKSPACE, NOT_MODELLED, device_kernels, flash_attention_interface, scratch_of
 from autofit.worker.trace_loop import Loop
 from autofit.worker.trace_optim import build_optimizer
@@ -47,18 +57,23 @@ class Session:
         self.max_grad_norm = options.get("max_grad_norm", 1.0)
         self.not_modelled = list(NOT_MODELLED.get(self.target, []))
         self._check()
-        flash = trial["attention"] == "flash_attention_2"
         try:
             self.config = load_config(model)
+            check_shapes(self.config)
+            flash = attention_of(self.config, trial) == "flash_attention_2"
             self.model = build(model, {**trial, "attention": "sdpa"} if flash else trial, 0, "meta")
+        except TraceError:
+            raise
         except NothingToTrain as error:
             raise TraceError(str(error)) from error
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, OSError, ArithmeticError) as error:
+        except Exception as error:  # transformers and its config checks raise many kinds
             raise TraceError(f"the model cannot be built without weights: {' '.join(str(error).split())[:400]}") from error
         self.model.train()
         if flash:
             _use_flash_attention(self.model)
-        self.kinds = dtypes(trial)
+        if trial["fused_cross_entropy"]:
+            trace_liger.use_fused_cross_entropy(self.model, self.config.model_type, self.target)
+        self.kinds = dtypes(trial, stored_dtype(model, self.config))
         self.optimizer: torch.optim.Optimizer | None = None
         self._tracer: StorageTracer | None = None
         self._hooked = False
@@ -76,7 +91,7 @@ class Session:
         if self.target not in NOT_MODELLED:
             raise TraceError(f"target {self.target!r}: allowed are {', '.join(NOT_MODELLED)}")
         if trial["fused_cross_entropy"]:
-            raise TraceError("fused_cross_entropy: Liger's kernels cannot be traced yet; set it to false")
+            self.not_modelled += trace_liger.NOT_MODELLED
         if trial["optimizer"] in ("adamw_8bit", "paged_adamw_8bit"):
             self.not_modelled.append("bitsandbytes' kernels (its optimizer state is)")
             if trial["optimizer"].startswith("paged"):
@@ -117,9 +132,9 @@ class Session:
         self._watch()
         self._load(tracer)
         policy = AutocastPolicy(self.target, lambda: tracer.labelled("autocast_copies"))
-        casting = policy.installed() if self.kinds.autocast is not None else nullcontext()
+        casting = policy.installed() if self.kinds.autocast is not None else state_on_cpu()
         try:
-            with device_kernels(self.target), _plain_sequences(), casting, tracer:
+            with device_kernels(self.target, image_share(self.config, shape)), _plain_sequences(), casting, tracer:
                 self._steps(tracer, shape, max(steps, 1), with_optimizer=steps > 0)
         except NotImplementedError as error:
             raise TraceError(
@@ -171,13 +186,14 @@ class Session:
             max_grad_norm=self.max_grad_norm,
             observe=observe,
         )
+        pixels = self.kinds.autocast or dtypes(self.trial).base
         for step in range(steps):
             tracer.enter("batch", step)
             with tracer.labelled("inputs"):
-                batches = [make_batch(self.config, shape) for _ in range(micro_steps)]
+                batches = [make_batch(self.config, shape, pixels) for _ in range(micro_steps)]
                 extra = [resident_only(self.config, shape) for _ in range(micro_steps)]
                 if step + 1 < steps:
-                    extra += [list(make_batch(self.config, shape).values()) for _ in range(self.lookahead)]
+                    extra += [list(make_batch(self.config, shape, pixels).values()) for _ in range(self.lookahead)]
             if with_optimizer:
                 loop.step(batches, step)
                 if optimizer is not None:
@@ -248,9 +264,19 @@ def _label_state(tracer: StorageTracer, optimizer: torch.optim.Optimizer) -> Non
 
 
 def _use_flash_attention(model: torch.nn.Module) -> None:
-    """Sets the attention after building: asking for it earlier demands the package, whose kernels are replaced anyway."""
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    """Sets the attention after building: asking for it earlier demands the package, whose kernels are replaced anyway.
 
+    Raises:
+        TraceError: this transformers has a class for each attention of each model, and no table of functions.
+    """
+    from transformers import __version__, modeling_utils
+
+    try:
+        ALL_ATTENTION_FUNCTIONS = modeling_utils.ALL_ATTENTION_FUNCTIONS  # noqa: N806 - its name there
+    except AttributeError:
+        raise TraceError(
+            f"attention flash_attention_2: cannot be traced with transformers {__version__}, only from 4.48 on; set it to sdpa"
+        ) from None
     ALL_ATTENTION_FUNCTIONS.register("flash_attention_2", flash_attention_interface())
     for module in model.modules():
         config = getattr(module, "config", None)

@@ -12,7 +12,7 @@ from pathlib import Path  # noqa: E402
 
 from autofit.worker.batches import IGNORED_LABEL, WorstBatch, _largest_grid, collate  # noqa: E402
 from autofit.worker.groups import NothingToTrain  # noqa: E402
-from autofit.worker.models import _fill, build, load_config, parameter_counts, precision_mode  # noqa: E402
+from autofit.worker.models import _fill, build, load_config, parameter_counts, precision_mode, stored_dtype  # noqa: E402
 from autofit.worker.order import Order, read_order  # noqa: E402
 from autofit.worker.outcomes import DataError  # noqa: E402
 
@@ -38,6 +38,10 @@ VISION, PROJECTOR, LANGUAGE = "visual.blocks", "visual.merger", "language_model"
         ({"freeze_vision_tower": False}, {LANGUAGE, "lm_head", VISION, "visual.patch_embed"}),
         ({"freeze_multi_modal_projector": False, "freeze_language_model": True}, {PROJECTOR}),
         ({"method": "freeze"}, {"language_model.layers.4", "language_model.layers.5"}),
+        (
+            {"method": "freeze", "freeze_multi_modal_projector": False},
+            {PROJECTOR, "language_model.layers.4", "language_model.layers.5"},
+        ),
     ],
 )
 def test_what_is_trained(tmp_path: Path, knobs: dict[str, Any], expected: set[str]) -> None:
@@ -70,6 +74,8 @@ def test_everything_frozen_is_refused(tmp_path: Path) -> None:
         ({"precision": "bf16", "pure_bf16": True}, torch.bfloat16, torch.bfloat16),
         ({"precision": "bf16", "zero_stage": 2}, torch.bfloat16, torch.bfloat16),
         ({"precision": "bf16", "method": "lora"}, torch.float32, torch.bfloat16),
+        ({"precision": "bf16", "pure_bf16": True, "method": "lora"}, torch.float32, torch.bfloat16),  # PEFT's default
+        ({"precision": "bf16", "pure_bf16": True, "method": "lora", "zero_stage": 2}, torch.float32, torch.bfloat16),
     ],
 )
 def test_dtypes(tmp_path: Path, knobs: dict[str, Any], trainable: torch.dtype, frozen: torch.dtype) -> None:
@@ -78,6 +84,38 @@ def test_dtypes(tmp_path: Path, knobs: dict[str, Any], trainable: torch.dtype, f
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {trainable}
     assert {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} == {frozen}
     assert precision_mode(spec.trial)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "trainable", "frozen"),
+    [
+        ({"method": "lora"}, torch.float32, torch.float32),
+        ({"pure_bf16": True}, torch.float32, torch.float32),
+        ({"precision": "fp32"}, torch.float32, torch.float32),
+        ({"zero_stage": 2}, torch.bfloat16, torch.bfloat16),  # DeepSpeed casts the whole model
+    ],
+)
+def test_weights_stored_in_fp32_stay_so(
+    tmp_path: Path, knobs: dict[str, Any], trainable: torch.dtype, frozen: torch.dtype
+) -> None:
+    """LLaMA-Factory loads with dtype "auto"."""
+    spec = order(tmp_path, **knobs)
+    stored = {**spec.model, "config": {**spec.model["config"], "dtype": "float32"}}
+    model = build(stored, spec.trial, 0, "meta")
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {trainable}
+    assert {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} == {frozen}
+    words = precision_mode(spec.trial, stored_dtype(stored, load_config(stored)))
+    assert ("stored" in words) is (knobs.get("precision") != "fp32" and not knobs.get("zero_stage"))
+
+
+def test_the_files_tell_what_the_config_does_not(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    spec = order(tmp_path)
+    config = load_config(spec.model)
+    assert stored_dtype(spec.model, config) is None
+    save_file({"a": torch.zeros(2, dtype=torch.long), "b": torch.zeros(2)}, tmp_path / "model.safetensors")
+    assert stored_dtype({**spec.model, "path": str(tmp_path)}, config) == torch.float32
 
 
 def test_weights_follow_the_seed_alone(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 
@@ -16,6 +18,9 @@ from autofit.config.model import resolve_model  # noqa: E402
 from autofit.config.trial import TrialSpec  # noqa: E402
 from autofit.worker.trace import main, trace  # noqa: E402
 from autofit.worker.trace_inputs import Shape, TraceError, image_grid  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+WORKER = ROOT / "autofit" / "worker" / "__main__.py"
 
 
 @pytest.fixture(autouse=True)
@@ -200,24 +205,130 @@ def test_a_giant_is_traced_without_its_memory():
     assert use(document).max() > 64 * 2**30
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen3", "gemma", "gemma2", "phi", "phi3", "qwen2"])
-def test_text_families(family):
-    config = {
-        "model_type": family,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": 128,
-        "pad_token_id": 0,
-        "sliding_window": 128,
-        "max_position_embeddings": 1024,
-    }
-    document = trace(order(config=config, cutoff_len=256))
+@pytest.fixture(scope="module")
+def in_llamafactory(tmp_path_factory):
+    """What `families.py` traced in LLaMA-Factory's environment, whose transformers is another one."""
+    python = Path(os.environ.get("AUTOFIT_LLAMAFACTORY_PYTHON") or ROOT / ".venv-llamafactory" / "bin" / "python")
+    if not python.exists():
+        pytest.skip("no LLaMA-Factory environment; `make llamafactory-env` builds it")
+    out = tmp_path_factory.mktemp("families") / "out.json"
+    done = subprocess.run([python, families.__file__, out], capture_output=True, text=True, timeout=600, check=False)
+    assert out.exists(), done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_families(family):
+    document = trace(families.order(family, method="lora"))
     assert document["metadata"]["model_type"] == family
     assert document["groups"][0]["events"]["kind"]
+    assert {"vision", "projector"} <= set(document["metadata"]["parameters"]["groups"]) or "_vl" not in family
+
+
+@pytest.mark.llamafactory
+@pytest.mark.parametrize("family", families.CONFIGS)
+def test_families_in_llamafactorys_environment(in_llamafactory, family):
+    assert isinstance(in_llamafactory[family], list), in_llamafactory[family]
+    assert min(in_llamafactory[family]) > 1e7
+
+
+def test_gemma_2_is_eager_without_flash_attention():
+    part = trace(families.order("gemma2"))["groups"][0]
+    assert "_softmax" in part["operations"]["name"]["names"]
+
+
+def test_models_that_turn_autocast_off_by_device_are_traced_without_autocast(monkeypatch):
+    """transformers 4.48's rotary embeddings; torch itself refuses autocast on `meta`."""
+    from transformers.models.llama import modeling_llama
+
+    real = modeling_llama.LlamaRotaryEmbedding.forward
+
+    def forward(self, x, position_ids):
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            return real(self, x, position_ids)
+
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", forward)
+    for knobs in ({"pure_bf16": True}, {"precision": "fp32"}, {}):
+        assert use(trace(order(**knobs))).max() == use(trace(order(**knobs))).max() > 0
+    with pytest.raises(RuntimeError, match="meta"):
+        torch.autocast(device_type="meta", enabled=False)
+
+
+def test_flash_attention_of_class_based_models_is_refused(monkeypatch):
+    from transformers import modeling_utils
+
+    monkeypatch.delattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS")
+    with pytest.raises(TraceError, match=r"only from 4\.48 on; set it to sdpa"):
+        trace(order(attention="flash_attention_2"))
+
+
+def test_the_cpu_copies_operands_of_another_type_and_cuda_does_not():
+    from autofit.worker.trace_kernels import scratch_of
+
+    half, full = torch.empty(8, 4, dtype=torch.bfloat16, device="meta"), torch.empty(8, 4, device="meta")
+    assert scratch_of("cpu")["add"]((half, full), half + full) == [4 * 32 + 4 * 32]
+    assert scratch_of("cpu")["add"]((full, full), full) == scratch_of("cpu")["mul"]((half, 2.0), half) == []
+    assert "add" not in scratch_of("cuda")
+
+
+def test_masks_select_the_image_tokens_and_lists_of_numbers_keep_their_values():
+    """transformers before 5.2x counts image tokens by indexing, and reads the bounds of its windows back."""
+    from autofit.worker.trace_kernels import device_kernels
+
+    embeddings = torch.empty(2, 8, 4, device="meta")
+    mask = torch.empty(2, 8, 1, dtype=torch.bool, device="meta").expand(2, 8, 4)
+    with device_kernels("cuda", masked=0.25):
+        assert embeddings[mask].shape == (16,)
+        bounds = torch.tensor([0, 4, 4, 8], dtype=torch.int32, device="meta")
+        assert torch.unique_consecutive(bounds).tolist() == [0, 4, 8]
+        assert torch.tensor([[1, 2]], device="meta").is_meta and torch.tensor(3, device="meta").is_meta
+    assert torch.tensor([1, 2], device="meta").is_meta
+
+
+def test_images_are_held_in_what_is_computed_in():
+    """LLaMA-Factory's collator casts them."""
+
+    def largest_input(**knobs):
+        document = trace(order(preset="tiny-qwen2.5-vl", images={"per_sample": 1, "max_pixels": 50176}, **knobs))
+        part = document["groups"][0]
+        wanted = np.asarray(part["storages"]["category"]) == document["categories"].index("inputs")
+        return np.asarray(part["storages"]["bytes"][0])[wanted].max()
+
+    assert largest_input(precision="fp32") == 2 * largest_input() == 2 * largest_input(pure_bf16=True)
+
+
+@pytest.mark.parametrize("knobs", [{"pure_bf16": True}, {}, {"method": "lora"}])
+def test_the_fused_cross_entropy_never_holds_the_logits(knobs):
+    """With the same arithmetic, gradients included; what Liger does beside it is said not to be modelled."""
+    config = resolve_model(TrialSpec(model={"preset": "tiny-llama"}).model).config | {"vocab_size": 32000}
+    plain, fused = (trace(order(config=config, cutoff_len=1024, fused_cross_entropy=on, **knobs)) for on in (False, True))
+    logits = 1024 * 32000 * 2
+    flops = [sum(document["groups"][0]["operations"]["flops"][0]) for document in (plain, fused)]
+    assert flops[1] == pytest.approx(flops[0], rel=1e-3)
+    assert use(plain).max() - use(fused).max() > logits
+    parts = (fused["groups"][0]["storages"], fused["categories"].index("logits_loss"))
+    loss = [size for size, kind in zip(parts[0]["bytes"][0], parts[0]["category"], strict=True) if kind == parts[1]]
+    assert max(loss) < logits
+    assert any("Liger" in text for text in fused["metadata"]["not_modelled"])
+    assert bytes_of(fused, "gradients") == bytes_of(plain, "gradients")
+
+
+def test_the_fused_cross_entropys_events_do_not_depend_on_the_shape():
+    shapes = [{"micro_batch_size": n, "cutoff_len": length} for n, length in ((2, 100), (3, 333), (5, 512))]
+    document = trace(order({"shapes": shapes}, fused_cross_entropy=True))
+    assert len(document["groups"][0]["shapes"]) == 3
+
+
+def test_a_405b_is_traced_in_little_memory(tmp_path):
+    config = resolve_model(TrialSpec(model={"preset": "llama-3.1-8b"}).model).config
+    config |= {"hidden_size": 16384, "intermediate_size": 53248, "num_attention_heads": 128, "num_hidden_layers": 4}
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(order(config=config, optimizer="adamw_torch_fused", cutoff_len=8192)))
+    done = subprocess.run([sys.executable, WORKER, "trace", spec], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    metadata = json.loads(done.stdout)["metadata"]
+    assert metadata["parameters"]["total"] > 1.6e10  # four of its 126 layers, embedding and head
+    assert metadata["rss_bytes"] < 1.5e9
 
 
 @pytest.mark.parametrize(
@@ -225,7 +336,15 @@ def test_text_families(family):
     [
         ({"config": {"model_type": "no_such_model"}}, "no_such_model"),
         ({"config": {"model_type": "llama", "num_attention_heads": 0}}, "cannot be built"),
-        ({"fused_cross_entropy": True}, "Liger"),
+        ({"config": families.TEXT | {"model_type": "llama", "hidden_size": 0}}, "hidden_size"),
+        ({"config": families.TEXT | {"model_type": "llama", "vocab_size": 0}}, "vocab_size"),
+        ({"config": families.TEXT | {"model_type": "llama", "num_hidden_layers": 0}}, "num_hidden_layers"),
+        ({"config": families.TEXT | {"model_type": "llama", "num_hidden_layers": 10**9}}, "num_hidden_layers"),
+        ({"config": families.TEXT | {"model_type": "llama", "num_attention_heads": 3, "head_dim": None}}, "attention heads"),
+        ({"config": families.TEXT | {"model_type": "llama", "num_key_value_heads": 3}}, "heads"),
+        ({"config": families.TEXT | {"model_type": "llama", "hidden_size": "many"}}, "hidden_size"),
+        ({"config": {"model_type": "phi", **families.TEXT}, "fused_cross_entropy": True}, "'phi' cannot be traced with Liger"),
+        ({"fused_cross_entropy": True, "trace_options": {"target": "cpu"}}, "Liger's kernels need a GPU"),
         ({"trace_options": {"target": "tpu"}}, "cuda, cpu"),
         ({"trace_options": {"shapes": [{"micro_batch_size": 0, "cutoff_len": 8}]}}, "at least 1"),
         ({"trace_options": {"shapes": [{"micro_batch_size": 1, "cutoff_len": 8, "grids": [[1, 4, 4]]}]}}, "with images"),
@@ -259,8 +378,8 @@ def test_the_command_writes_a_file_and_says_one_line_when_it_cannot(tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(gzip.decompress(answer.read_bytes()))
-    assert document["format"] == 2 and document["metadata"]["versions"]["torch"]
-    spec.write_text(json.dumps(order(fused_cross_entropy=True)))
+    assert document["format"] == 3 and document["metadata"]["versions"]["torch"]
+    spec.write_text(json.dumps(order({"target": "tpu"})))
     assert main([str(spec), "-o", str(tmp_path / "no.json")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "no.json").exists()

@@ -14,7 +14,7 @@ from autofit.worker.batches import WorstBatch, collate
 from autofit.worker.deepspeed_config import BUCKET_ELEMENTS, deepspeed_config
 from autofit.worker.heartbeat import Heartbeat
 from autofit.worker.meter import Meter
-from autofit.worker.models import build, load_config, model_class, parameter_counts
+from autofit.worker.models import build, load_config, model_class, parameter_counts, precision_mode, stored_dtype
 from autofit.worker.order import Order
 from autofit.worker.precision import dtypes
 from autofit.worker.report import RankReport
@@ -44,7 +44,7 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter)
     _start_helpers(arguments, order.device, dtypes(trial).autocast or dtypes(trial).base)
     data = WorstBatch(config, trial, seed=order.seed, length=order.total_steps * order.global_batch_size)
     report.padded_tokens_per_sample, report.real_tokens_per_sample = data.padded_tokens_per_sample, data.real_tokens_per_sample
-    report.precision_mode = dtypes(trial).words
+    report.precision_mode = precision_mode(trial, stored_dtype(order.model, config))
     imported = time.perf_counter()
     report.timings["import"] += imported - started
     heartbeat.beat("load")
