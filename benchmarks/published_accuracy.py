@@ -13,6 +13,7 @@ import os
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from autofit.config.legality import canonical
 from autofit.config.model import Model, resolve_model
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
-from autofit.predict.predictor import Predictor
+from autofit.predict.allocator import replay_epoch
+from autofit.predict.devices import DEVICES
+from autofit.predict.predictor import CONTEXT_BYTES, Predictor
 from autofit.predict.symbolic import SymbolicTrace, read_document
 from autofit.predict.variants import request, sliding_window, variant_key
 from benchmarks.published import Row, load
+from benchmarks.published_steps import ANCHORS, Steps, anchor_of
 
 _ROOT = Path(__file__).resolve().parents[1]
 STORED = _ROOT / "benchmarks" / "results" / "published_accuracy.json"
@@ -35,12 +39,18 @@ _LOOP = (
     "from PEFT 0.12 on, `use_cache` left on. The last was noticed on the santacoder rows and then confirmed in the launcher's",
     "history (fms-hf-tuning turned it off in April 2025, after these runs).",
 )
+_KINDS = {"reserved": ("reserved_mean", "reserved_99th")}
+"""Figures that are one quantity; both are of what was reserved at the end of a step."""
 UNDER = 0.03
 """An under-prediction beyond this share is one that may cost a run."""
 _TRACE = Path(__file__).with_name("published_trace.py")
-_HONOURED = {"autocast", "padded_to_cutoff_len", "weights_dtype", "lora_dropout"}
-"""Keys of a row's loop that a trace can follow; `autocast` only as false, which a spec in pure bf16 is."""
+_TRACED = ("autocast", "fused_kernels", "lora_dropout", "outputs_kept", "padding_mask", "use_dora")
+"""Keys of a row's loop that `published_trace.py` follows."""
+_HONOURED = {*_TRACED, "padded_to_cutoff_len", "weights_dtype", "empty_cache_every_steps", "counted_from_bytes"}
+"""Keys of a row's loop that do not keep it from being scored."""
 _TIMEOUT_SECONDS = 1800
+_EPOCH_STEPS = 4
+"""Steady steps replayed within the card's size: the first refusal comes in the first of them or the second."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,8 @@ class Scored:
     phase: str
     terms: dict[str, int]
     not_modelled: list[str]
+    retries: int = 0
+    """Times that the card's size made the replayed allocator give its cache back."""
 
 
 class Traces:
@@ -77,6 +89,8 @@ class Traces:
         self.pythons = pythons
         self.folder = folder
         self._stacks = {version: _stack(python) for version, python in pythons.items()}
+        self._rows = {row.id: row for row in load()}
+        self.lengths: dict[tuple[str, int], int] = {}
 
     def stack(self, row: Row) -> dict[str, str]:
         """Versions that the row is traced with.
@@ -93,14 +107,28 @@ class Traces:
         """The trace and the cache folder that holds it."""
         stack = self.stack(row)
         python = self.pythons[row.versions["transformers"]]
-        loop = json.dumps(row.loop.get("lora_dropout", 0))
-        cache = self.folder / f"{stack['transformers']}-{stack['peft']}-{loop}"
+        loop = "-".join(f"{name}={row.loop[name]}" for name in _TRACED if row.loop.get(name))
+        own = f"-{spec.micro_batch_size}x{spec.cutoff_len}" if _own_shape_only(row) else ""
+        cache = self.folder / f"{stack['transformers']}-{stack['peft']}-{loop}{own}"
         cache.mkdir(parents=True, exist_ok=True)
         file = cache / f"{variant_key(spec, model, _identity(stack))}.npz"
         if not file.is_file():
             document = _traced(python, self._order(row, spec, model))
             SymbolicTrace.from_document(document, sliding_window(model)).save(file)
         return SymbolicTrace.load(file), cache
+
+    def length(self, anchor: tuple[str, int]) -> int:
+        """Tokens of the batches behind a figure over steps, found in the anchor's record (published_steps.py)."""
+        if anchor not in self.lengths:
+            row = self._rows[ANCHORS[anchor]]
+            spec = row.trial()
+            assert spec is not None
+            model = resolve_model(spec.model)
+            trace, _ = self.trace(row, canonical(spec, model), model)
+            offset = int(row.loop["counted_from_bytes"])  # type: ignore[call-overload]
+            measured = int(getattr(row.measured, f"{anchor[0]}_bytes")) + offset
+            self.lengths[anchor] = Steps(trace, spec.micro_batch_size, anchor[1]).length_of(anchor[0], measured)
+        return self.lengths[anchor]
 
     def _order(self, row: Row, spec: TrialSpec, model: Model) -> dict[str, Any]:
         """What a prediction would ask for, without the regimes that no row is in: every row has batches of several samples."""
@@ -109,7 +137,15 @@ class Traces:
         beyond = window is not None and spec.cutoff_len >= window
         wanted = "many+window" if beyond else "many"
         shapes = [shape for shape in order["trace"]["shapes"] if shape["regime"] == wanted]
+        if _own_shape_only(row):
+            shape = {"micro_batch_size": spec.micro_batch_size, "cutoff_len": spec.cutoff_len, "grids": [], "regime": wanted}
+            shapes = [shape]
         return order | {"trace": order["trace"] | {"shapes": shapes}, "loop": row.loop}
+
+
+def _own_shape_only(row: Row) -> bool:
+    """The joined loss works in pieces whose number depends on the shape: no polynomial, the shape itself is traced."""
+    return row.loop.get("fused_kernels") == "fms-linear-loss"
 
 
 def score(row: Row, traces: Traces) -> Scored:
@@ -123,44 +159,75 @@ def score(row: Row, traces: Traces) -> Scored:
         raise AutofitError(row.not_expressible or "no spec")
     if unknown := set(row.loop) - _HONOURED:
         raise AutofitError(f"its loop cannot be followed: {', '.join(sorted(unknown))}")
-    if spec.micro_batch_size < 2 or (row.loop.get("autocast", False) and spec.pure_bf16):
-        raise AutofitError("not a batch of several samples without autocast, the only kind that this benchmark traces")
+    if spec.micro_batch_size < 2:
+        raise AutofitError("a batch of one sample, which this benchmark does not trace")
     model = resolve_model(spec.model)
     spec = canonical(spec, model)
     stack = traces.stack(row)
     trace, cache = traces.trace(row, spec, model)
+    if "empty_cache_every_steps" in row.loop:
+        return _scored(row, trace, _steps(row, traces, trace), phase="")
     python = traces.pythons[row.versions["transformers"]]
     prediction = Predictor(python=python, versions=_identity(stack), cache=cache).predict(spec, model)
     first, steady = trace.events(spec.micro_batch_size, spec.cutoff_len)
+    card = DEVICES[row.device].memory_bytes - CONTEXT_BYTES
+    held = replay_epoch(first, [steady], [0] * _EPOCH_STEPS, capacity_bytes=card)
     predicted = {
         "allocated": prediction.peak_allocated_bytes,
-        "reserved": prediction.peak_reserved_bytes,
-        "device": prediction.peak_device_bytes,
+        "device": held.peak_reserved_bytes + CONTEXT_BYTES,
         "end_allocated": int(first.sizes.sum() + steady.sizes.sum()),
     }
-    measured = row.measured.model_dump()
+    scores = {
+        name: Score(int(measured), int(value))
+        for name, value in predicted.items()
+        if (measured := getattr(row.measured, f"{name}_bytes"))
+    }
+    return _scored(row, trace, scores, str(prediction.phase), prediction.terms, prediction.not_modelled, held.retries)
+
+
+def _scored(  # noqa: PLR0917 - the columns of one row
+    row: Row,
+    trace: SymbolicTrace,
+    scores: dict[str, Score],
+    phase: str,
+    terms: Mapping[str, int] | None = None,
+    not_modelled: Sequence[str] = (),
+    retries: int = 0,
+) -> Scored:
     return Scored(
         id=row.id,
         repository=row.source.repository,
         versions=row.versions,
         traced_with=dict(trace.metadata["versions"]),
-        scores={
-            name: Score(int(measured[f"{name}_bytes"]), int(value))
-            for name, value in predicted.items()
-            if measured.get(f"{name}_bytes")
-        },
-        phase=str(prediction.phase),
-        terms=dict(prediction.terms),
-        not_modelled=list(prediction.not_modelled),
+        scores=scores,
+        phase=phase,
+        terms=dict(terms or {}),
+        not_modelled=list(not_modelled),
+        retries=retries,
     )
+
+
+def _steps(row: Row, traces: Traces, trace: SymbolicTrace) -> dict[str, Score]:
+    """Figures over all steps of a run; those that told a length are left out."""
+    every, offset = int(row.loop["empty_cache_every_steps"]), int(row.loop["counted_from_bytes"])  # type: ignore[call-overload]
+    steps = Steps(trace, int((row.spec or {})["micro_batch_size"]), every)  # type: ignore[call-overload]
+    scores = {}
+    for quantity in ("reserved_mean", "reserved_99th", "end_allocated_mean"):
+        anchor = anchor_of(quantity, every)
+        if row.id == ANCHORS[anchor] and anchor == (quantity, every):
+            continue
+        value = steps.value(quantity, traces.length(anchor))
+        scores[quantity] = Score(int(getattr(row.measured, f"{quantity}_bytes")) + offset, round(value))
+    return scores
 
 
 def summary(scored: list[Scored], quantity: str) -> dict[str, Any] | None:
     """Of one quantity over all rows that have it; the macro-median is the mean of the sources' medians. None: no row has it."""
     by_source: dict[str, list[float]] = {}
     for item in scored:
-        if quantity in item.scores:
-            by_source.setdefault(item.repository, []).append(item.scores[quantity].error)
+        for name in _KINDS.get(quantity, (quantity,)):
+            if name in item.scores:
+                by_source.setdefault(item.repository, []).append(item.scores[name].error)
     if not by_source:
         return None
     errors = np.array([error for source in by_source.values() for error in source])
@@ -210,7 +277,7 @@ def _result(scored: list[Scored], left: dict[str, str]) -> dict[str, Any]:
     rows = [asdict(item) | {"errors": {name: round(value.error, 6) for name, value in item.scores.items()}} for item in scored]
     done = {item.id for item in scored}
     specs = {(json.dumps(row.spec, sort_keys=True), row.config) for row in load() if row.id in done}
-    quantities = ("allocated", "reserved", "device", "end_allocated")
+    quantities = ("allocated", "reserved", "device", "end_allocated", "end_allocated_mean")
     return {
         "commit": commit,
         "changed_since": _changed(),
