@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,15 +29,11 @@ from autofit.predict.predictor import CONTEXT_BYTES, Predictor
 from autofit.predict.symbolic import SymbolicTrace, read_document
 from autofit.predict.variants import request, sliding_window, variant_key
 from benchmarks.published import Row, load
+from benchmarks.published_report import table
 from benchmarks.published_steps import ANCHORS, Steps, anchor_of
 
 _ROOT = Path(__file__).resolve().parents[1]
 STORED = _ROOT / "benchmarks" / "results" / "published_accuracy.json"
-_LOOP = (
-    "What the sources did and a trial does not is followed by `published_trace.py`: dropout of the adapters, fp32 adapters",
-    "from PEFT 0.12 on, `use_cache` left on. The last was noticed on the santacoder rows and then confirmed in the launcher's",
-    "history (fms-hf-tuning turned it off in April 2025, after these runs).",
-)
 _KINDS = {"reserved": ("reserved_mean", "reserved_99th")}
 """Figures that are one quantity; both are of what was reserved at the end of a step."""
 UNDER = 0.03
@@ -127,7 +122,7 @@ class Traces:
             trace, _ = self.trace(row, canonical(spec, model), model)
             offset = int(row.loop["counted_from_bytes"])  # type: ignore[call-overload]
             measured = int(getattr(row.measured, f"{anchor[0]}_bytes")) + offset
-            self.lengths[anchor] = Steps(trace, spec.micro_batch_size, anchor[1]).length_of(anchor[0], measured)
+            self.lengths[anchor] = Steps(trace, spec.micro_batch_size).length_of(anchor[0], measured)
         return self.lengths[anchor]
 
     def _order(self, row: Row, spec: TrialSpec, model: Model) -> dict[str, Any]:
@@ -185,7 +180,7 @@ def score(row: Row, traces: Traces) -> Scored:
     return _scored(row, trace, scores, str(prediction.phase), prediction.terms, prediction.not_modelled, held.retries)
 
 
-def _scored(  # noqa: PLR0917 - the columns of one row
+def _scored(
     row: Row,
     trace: SymbolicTrace,
     scores: dict[str, Score],
@@ -210,7 +205,7 @@ def _scored(  # noqa: PLR0917 - the columns of one row
 def _steps(row: Row, traces: Traces, trace: SymbolicTrace) -> dict[str, Score]:
     """Figures over all steps of a run; those that told a length are left out."""
     every, offset = int(row.loop["empty_cache_every_steps"]), int(row.loop["counted_from_bytes"])  # type: ignore[call-overload]
-    steps = Steps(trace, int((row.spec or {})["micro_batch_size"]), every)  # type: ignore[call-overload]
+    steps = Steps(trace, int((row.spec or {})["micro_batch_size"]))  # type: ignore[call-overload]
     scores = {}
     for quantity in ("reserved_mean", "reserved_99th", "end_allocated_mean"):
         anchor = anchor_of(quantity, every)
@@ -238,7 +233,17 @@ def summary(scored: list[Scored], quantity: str) -> dict[str, Any] | None:
         "worst": float(errors[np.argmax(np.abs(errors))]),
         "bias": float(np.mean(errors)),
         "under_beyond_3_percent": float(np.mean(errors < -UNDER)),
-        "sources": {name: float(np.median(np.abs(source))) for name, source in by_source.items()},
+        "of_source": {
+            name: {
+                "rows": len(source),
+                "median": float(np.median(np.abs(source))),
+                "p95": float(np.percentile(np.abs(source), 95)),
+                "worst": float(max(source, key=abs)),
+                "bias": float(np.mean(source)),
+                "under_beyond_3_percent": float(np.mean(np.array(source) < -UNDER)),
+            }
+            for name, source in by_source.items()
+        },
     }
 
 
@@ -264,11 +269,11 @@ def main() -> int:
                 left[row.id] = str(error)
                 if row.not_expressible is None:
                     print(f"{row.id}: {error}", flush=True)
-    result = _result(scored, left)
-    print(_table(result))
+    result = _result(scored, left) | {"lengths": [[*anchor, length] for anchor, length in sorted(traces.lengths.items())]}
+    print(table(result))
     if not arguments.no_write:
         STORED.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        STORED.with_suffix(".md").write_text(_table(result), encoding="utf-8")
+        STORED.with_suffix(".md").write_text(table(result), encoding="utf-8")
     return 0
 
 
@@ -292,44 +297,6 @@ def _changed() -> list[str]:
     """Files of the program that differ from the commit."""
     command = ["git", "diff", "--name-only", "HEAD", "--", "autofit", "benchmarks/published", "benchmarks/published_trace.py"]
     return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.split()
-
-
-def _table(result: dict[str, Any]) -> str:
-    """Markdown: summary, rows by source, and why the others are missing."""
-    lines = ["# The raw prediction against published measurements", "", f"Commit {result['commit'][:12]}; torch of the traces"]
-    lines[-1] += f" {', '.join(sorted({row['traced_with']['torch'] for row in result['rows']}))}, transformers of each row."
-    if result["changed_since"]:
-        lines[-1] += f" Changed since that commit: {', '.join(result['changed_since'])}."
-    specs = f"{len(result['rows'])} rows are {result['distinct']} different specs, most of them under several versions."
-    lines += ["", specs, "", *_LOOP, "", "nvidia-smi is predicted without the card's size, which caps it in reality."]
-    lines += ["", "| | rows | macro-median | p95 | worst | mean | under by more than 3 % |", "|---|---|---|---|---|---|---|"]
-    for name, value in result["summary"].items():
-        if value is None:
-            lines.append(f"| {name} | 0 | no row publishes it | | | | |")
-            continue
-        figures = " | ".join(f"{100 * value[key]:.2f} %" for key in ("macro_median", "p95", "worst", "bias"))
-        lines.append(f"| {name} | {value['rows']} | {figures} | {100 * value['under_beyond_3_percent']:.1f} % |")
-    for source in sorted({row["repository"] for row in result["rows"]}):
-        lines += ["", f"## {source}", "", "Measured / predicted GiB, error.", ""]
-        lines += ["| row | transformers | peak in | allocated | nvidia-smi | end of training |", "|---|---|---|---|---|---|"]
-        for row in result["rows"]:
-            if row["repository"] == source:
-                cells = " | ".join(_cell(row, name) for name in ("allocated", "device", "end_allocated"))
-                lines.append(
-                    f"| {row['id'].split('/', 1)[1]} | {row['traced_with']['transformers']} | {row['phase']} | {cells} |"
-                )
-    lines += ["", "## Not scored", "", "| rows | why |", "|---|---|"]
-    reasons = Counter((name.split("/")[0], reason) for name, reason in result["not_scored"].items())
-    lines += [f"| {count} of {source} | {reason} |" for (source, reason), count in sorted(reasons.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    value = row["scores"].get(name)
-    if value is None:
-        return ""
-    sizes = [value[key] / 2**30 for key in ("measured_bytes", "predicted_bytes")]
-    return f"{sizes[0]:.3f} / {sizes[1]:.3f}, {100 * row['errors'][name]:+.2f} %"
 
 
 def _line(item: Scored) -> str:

@@ -1,11 +1,11 @@
-"""Stand-ins of what kernels outside PyTorch allocate, for published_trace.py: flash-attn, and the fused kernels of fms-acceleration.
+"""Stand-ins of what kernels outside PyTorch allocate, for published_trace.py: flash-attn, and fms-acceleration's fused kernels.
 
 Nothing here computes. A stand-in makes the tensors that the kernel makes, keeps for backward what the kernel keeps, and writes
 in place where the kernel does. Read for that: flash-attn's interface as transformers imports it, and in fms-acceleration
-`plugins/fused-ops-and-kernels` (`kernels/unsloth/*.py`, `fused_ops/liger_ce/fused_linear_cross_entropy_loss.py`, `models/*.py`)
-at the commits of the rows. Its plugin `fast_kernels` replaces, outside quantised training, three things: RMS norms (the gradient
-of the input overwrites that of the output; the weight gets none), rotary embeddings (in place both ways) and the loss (the
-gradient of the logits overwrites them), GPTBigCode's loss alone; `fast_kernels_liger` in addition joins lm_head and loss.
+`plugins/fused-ops-and-kernels` (`kernels/unsloth`, `fused_ops/liger_ce/fused_linear_cross_entropy_loss.py`, `models`) at the
+commits of the rows. Its plugin `fast_kernels` replaces, outside quantised training, three things: RMS norms (the input's
+gradient overwrites the output's; the weight gets none), rotary embeddings (in place both ways) and the loss (the gradient of
+the logits overwrites them), GPTBigCode's loss alone; `fast_kernels_liger` in addition joins lm_head and loss.
 """
 
 import importlib

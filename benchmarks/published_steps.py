@@ -7,8 +7,10 @@ records have the same total of tokens). So four lengths are taken from records, 
 is predicted at these lengths; a figure that gave a length is not scored. They are inputs, not constants of the predictor: a
 wrong predictor would find one length in one record and then miss the others.
 
-What a step of length L reserves is replayed: a window of equal steps between two calls of `empty_cache`, after one window
-more. Real windows hold batches of different lengths, so these figures are approximations where reserved is not linear in L.
+What a step of length L reserves is replayed after a call of `empty_cache`, in the middle of steps of that length. Later runs
+call it every ten steps only; the source sorts batches from long to short in groups of twenty, so the first step of such a
+window is its longest, and the shorter ones after it are taken to fit into what it reserved. Both are approximations where
+reserved is not linear in L or the allocator's cache fragments.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from autofit.errors import AutofitError
 from autofit.predict.allocator import UNIT, CachingAllocator, Events, carried
 from autofit.predict.symbolic import SymbolicTrace
 
-_LEAST_STEPS = 8
+_WARM_STEPS, _STEPS = 2, 4
 _RANGE = (32, 768)
 """Tokens: what a batch of the source can have (`max_seq_length` 768)."""
 
@@ -43,33 +45,26 @@ def anchor_of(quantity: str, every: int) -> tuple[str, int]:
 
 @dataclass
 class Steps:
-    """Replays equal steps of a trace.
-
-    Args:
-        every: steps between two calls of `empty_cache`.
-    """
+    """Replays equal steps of a trace, the cache emptied after each."""
 
     trace: SymbolicTrace
     batch: int
-    every: int
 
     def at(self, length: int) -> tuple[float, float]:
-        """(reserved, allocated) bytes at the end of a step before gradients are dropped: means over a window."""
+        """(reserved, allocated) bytes at the end of a step before gradients are dropped: means over some steps."""
         allocator = CachingAllocator()
-        steps = max(self.every, _LEAST_STEPS)
         found: list[tuple[int, int]] = []
         first, steady = self.trace.events(self.batch, length)
         ends = self._ends(length)
-        for number in range(2 * steps):
+        for number in range(_WARM_STEPS + _STEPS):
             events, end = (first, ends[0]) if number == 0 else (steady, ends[1])
             self._run(allocator, Events(events.ids[:end], events.sizes[:end]))
             found.append((allocator.reserved * UNIT, allocator.allocated * UNIT))
-            if (number + 1) % self.every == 0:
-                allocator.release_cached()
+            allocator.release_cached()
             self._run(allocator, Events(events.ids[end:], events.sizes[end:]))
             if number:
                 allocator.rename(carried(events))
-        reserved, allocated = np.mean(found[steps:], axis=0)
+        reserved, allocated = np.mean(found[_WARM_STEPS:], axis=0)
         return float(reserved), float(allocated)
 
     def length_of(self, quantity: str, measured: int) -> int:
