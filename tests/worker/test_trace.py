@@ -16,6 +16,8 @@ from autofit.config.model import resolve_model  # noqa: E402
 from autofit.config.trial import TrialSpec  # noqa: E402
 from autofit.worker.trace import main, trace  # noqa: E402
 from autofit.worker.trace_inputs import Shape, TraceError, image_grid  # noqa: E402
+from autofit.worker.trace_kernels import device_kernels  # noqa: E402
+from autofit.worker.trace_tracer import StorageTracer  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +137,22 @@ def test_mish_backward_does_not_decompose():
     names = [part["operations"]["name"]["names"][index] for index in part["operations"]["name"]["index"]]
     assert names.count("mish_backward") == 6
     assert "softplus" not in names
+
+
+def test_dropout_keeps_one_byte_an_element_on_cuda():
+    """CUDA's `native_dropout` keeps a mask of bytes; the fallback on `meta` keeps a mask of the input's type and a product."""
+    from torch.nn import functional
+
+    value = torch.empty(64, 512, device="meta", dtype=torch.float32, requires_grad=True)
+    real = functional.dropout
+    tracer = StorageTracer("meta")
+    with device_kernels("cuda"), tracer:
+        kept = functional.dropout(value, 0.1, True)
+        assert functional.dropout(value, 0.0, True) is value
+        assert functional.dropout(value, 0.1, False) is value
+    assert sorted(tracer.storage_bytes) == [64 * 512, 4 * 64 * 512]
+    assert kept.shape == value.shape
+    assert functional.dropout is real
 
 
 def test_accumulation_keeps_all_micro_batches_and_the_gradients():
