@@ -41,6 +41,13 @@ _MISSING = (
     "gives. No record found gives the largest `reserved` of a whole run without evaluation in it: reserved is scored at the",
     "end of steps, from one source.",
 )
+_SHORT = (
+    "Also not met: there is no vision-language row. Reserved is under by more than 3 % for the 99th percentile of the steps",
+    "of full fine-tuning with the cache emptied every ten steps (-8 %), where batches of different lengths fragment the",
+    "cache: replaying the true sequence needs the lengths of MetaMathQA's batches, that is the data and the tokeniser.",
+    "Reserved figures rest on lengths found in two other records of the same source (below), so they are weaker evidence",
+    "than the allocated ones.",
+)
 _AIMS = (("macro_median", 0.01), ("p95", 0.05), ("under_beyond_3_percent", 0.03))
 
 
@@ -53,7 +60,7 @@ def table(result: dict[str, Any]) -> str:
         about += f" Changed since that commit: {', '.join(result['changed_since'])}."
     lines = ["# The raw prediction against published measurements", "", about, ""]
     lines += [f"{len(rows)} rows are {result['distinct']} different specs, most of them under several versions.", ""]
-    lines += [*_LOOP, "", *_aims(result), "", *_sources(result), "", *_DEVICE]
+    lines += [*_LOOP, "", *_aims(result), "", *_SHORT, "", *_sources(result), "", *_DEVICE]
     for source in sorted({row["repository"] for row in rows}):
         lines += ["", *_rows(source, [row for row in rows if row["repository"] == source], result["lengths"])]
     lines += ["", "## What the table lacks", "", *_MISSING, "", "## Not scored", "", "| rows | why |", "|---|---|"]
@@ -63,7 +70,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _aims(result: dict[str, Any]) -> list[str]:
-    lines = ["| quantity | rows | macro-median (aim 1 %) | p95 (aim 5 %) | under by more than 3 % (aim: 3 % of rows) |"]
+    lines = ["| quantity | figures | macro-median (aim 1 %) | p95 (aim 5 %) | under by more than 3 % (aim: 3 % of rows) |"]
     lines.append("|---|---|---|---|---|")
     for name in ("allocated", "reserved"):
         value = result["summary"][name]
