@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import tempfile
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,24 +23,29 @@ from autofit.config.legality import canonical
 from autofit.config.model import Model, resolve_model
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
-from autofit.predict.predictor import Predictor
+from autofit.predict.allocator import replay_epoch
+from autofit.predict.devices import DEVICES
+from autofit.predict.predictor import CONTEXT_BYTES, Predictor
 from autofit.predict.symbolic import SymbolicTrace, read_document
 from autofit.predict.variants import request, sliding_window, variant_key
 from benchmarks.published import Row, load
+from benchmarks.published_report import table
+from benchmarks.published_steps import ANCHORS, Steps, anchor_of
 
 _ROOT = Path(__file__).resolve().parents[1]
 STORED = _ROOT / "benchmarks" / "results" / "published_accuracy.json"
-_LOOP = (
-    "What the sources did and a trial does not is followed by `published_trace.py`: dropout of the adapters, fp32 adapters",
-    "from PEFT 0.12 on, `use_cache` left on. The last was noticed on the santacoder rows and then confirmed in the launcher's",
-    "history (fms-hf-tuning turned it off in April 2025, after these runs).",
-)
+_KINDS = {"reserved": ("reserved_mean", "reserved_99th")}
+"""Figures that are one quantity; both are of what was reserved at the end of a step."""
 UNDER = 0.03
 """An under-prediction beyond this share is one that may cost a run."""
 _TRACE = Path(__file__).with_name("published_trace.py")
-_HONOURED = {"autocast", "padded_to_cutoff_len", "weights_dtype", "lora_dropout"}
-"""Keys of a row's loop that a trace can follow; `autocast` only as false, which a spec in pure bf16 is."""
+_TRACED = ("autocast", "fused_kernels", "lora_dropout", "outputs_kept", "padding_mask", "use_dora")
+"""Keys of a row's loop that `published_trace.py` follows."""
+_HONOURED = {*_TRACED, "padded_to_cutoff_len", "weights_dtype", "empty_cache_every_steps", "counted_from_bytes"}
+"""Keys of a row's loop that do not keep it from being scored."""
 _TIMEOUT_SECONDS = 1800
+_EPOCH_STEPS = 4
+"""Steady steps replayed within the card's size: the first refusal comes in the first of them or the second."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Scored:
     phase: str
     terms: dict[str, int]
     not_modelled: list[str]
+    retries: int = 0
+    """Times that the card's size made the replayed allocator give its cache back."""
 
 
 class Traces:
@@ -77,6 +84,8 @@ class Traces:
         self.pythons = pythons
         self.folder = folder
         self._stacks = {version: _stack(python) for version, python in pythons.items()}
+        self._rows = {row.id: row for row in load()}
+        self.lengths: dict[tuple[str, int], int] = {}
 
     def stack(self, row: Row) -> dict[str, str]:
         """Versions that the row is traced with.
@@ -93,14 +102,28 @@ class Traces:
         """The trace and the cache folder that holds it."""
         stack = self.stack(row)
         python = self.pythons[row.versions["transformers"]]
-        loop = json.dumps(row.loop.get("lora_dropout", 0))
-        cache = self.folder / f"{stack['transformers']}-{stack['peft']}-{loop}"
+        loop = "-".join(f"{name}={row.loop[name]}" for name in _TRACED if row.loop.get(name))
+        own = f"-{spec.micro_batch_size}x{spec.cutoff_len}" if _own_shape_only(row) else ""
+        cache = self.folder / f"{stack['transformers']}-{stack['peft']}-{loop}{own}"
         cache.mkdir(parents=True, exist_ok=True)
         file = cache / f"{variant_key(spec, model, _identity(stack))}.npz"
         if not file.is_file():
             document = _traced(python, self._order(row, spec, model))
             SymbolicTrace.from_document(document, sliding_window(model)).save(file)
         return SymbolicTrace.load(file), cache
+
+    def length(self, anchor: tuple[str, int]) -> int:
+        """Tokens of the batches behind a figure over steps, found in the anchor's record (published_steps.py)."""
+        if anchor not in self.lengths:
+            row = self._rows[ANCHORS[anchor]]
+            spec = row.trial()
+            assert spec is not None
+            model = resolve_model(spec.model)
+            trace, _ = self.trace(row, canonical(spec, model), model)
+            offset = int(row.loop["counted_from_bytes"])  # type: ignore[call-overload]
+            measured = int(getattr(row.measured, f"{anchor[0]}_bytes")) + offset
+            self.lengths[anchor] = Steps(trace, spec.micro_batch_size).length_of(anchor[0], measured)
+        return self.lengths[anchor]
 
     def _order(self, row: Row, spec: TrialSpec, model: Model) -> dict[str, Any]:
         """What a prediction would ask for, without the regimes that no row is in: every row has batches of several samples."""
@@ -109,7 +132,15 @@ class Traces:
         beyond = window is not None and spec.cutoff_len >= window
         wanted = "many+window" if beyond else "many"
         shapes = [shape for shape in order["trace"]["shapes"] if shape["regime"] == wanted]
+        if _own_shape_only(row):
+            shape = {"micro_batch_size": spec.micro_batch_size, "cutoff_len": spec.cutoff_len, "grids": [], "regime": wanted}
+            shapes = [shape]
         return order | {"trace": order["trace"] | {"shapes": shapes}, "loop": row.loop}
+
+
+def _own_shape_only(row: Row) -> bool:
+    """The joined loss works in pieces whose number depends on the shape: no polynomial, the shape itself is traced."""
+    return row.loop.get("fused_kernels") == "fms-linear-loss"
 
 
 def score(row: Row, traces: Traces) -> Scored:
@@ -123,44 +154,75 @@ def score(row: Row, traces: Traces) -> Scored:
         raise AutofitError(row.not_expressible or "no spec")
     if unknown := set(row.loop) - _HONOURED:
         raise AutofitError(f"its loop cannot be followed: {', '.join(sorted(unknown))}")
-    if spec.micro_batch_size < 2 or (row.loop.get("autocast", False) and spec.pure_bf16):
-        raise AutofitError("not a batch of several samples without autocast, the only kind that this benchmark traces")
+    if spec.micro_batch_size < 2:
+        raise AutofitError("a batch of one sample, which this benchmark does not trace")
     model = resolve_model(spec.model)
     spec = canonical(spec, model)
     stack = traces.stack(row)
     trace, cache = traces.trace(row, spec, model)
+    if "empty_cache_every_steps" in row.loop:
+        return _scored(row, trace, _steps(row, traces, trace), phase="")
     python = traces.pythons[row.versions["transformers"]]
     prediction = Predictor(python=python, versions=_identity(stack), cache=cache).predict(spec, model)
     first, steady = trace.events(spec.micro_batch_size, spec.cutoff_len)
+    card = DEVICES[row.device].memory_bytes - CONTEXT_BYTES
+    held = replay_epoch(first, [steady], [0] * _EPOCH_STEPS, capacity_bytes=card)
     predicted = {
         "allocated": prediction.peak_allocated_bytes,
-        "reserved": prediction.peak_reserved_bytes,
-        "device": prediction.peak_device_bytes,
+        "device": held.peak_reserved_bytes + CONTEXT_BYTES,
         "end_allocated": int(first.sizes.sum() + steady.sizes.sum()),
     }
-    measured = row.measured.model_dump()
+    scores = {
+        name: Score(int(measured), int(value))
+        for name, value in predicted.items()
+        if (measured := getattr(row.measured, f"{name}_bytes"))
+    }
+    return _scored(row, trace, scores, str(prediction.phase), prediction.terms, prediction.not_modelled, held.retries)
+
+
+def _scored(
+    row: Row,
+    trace: SymbolicTrace,
+    scores: dict[str, Score],
+    phase: str,
+    terms: Mapping[str, int] | None = None,
+    not_modelled: Sequence[str] = (),
+    retries: int = 0,
+) -> Scored:
     return Scored(
         id=row.id,
         repository=row.source.repository,
         versions=row.versions,
         traced_with=dict(trace.metadata["versions"]),
-        scores={
-            name: Score(int(measured[f"{name}_bytes"]), int(value))
-            for name, value in predicted.items()
-            if measured.get(f"{name}_bytes")
-        },
-        phase=str(prediction.phase),
-        terms=dict(prediction.terms),
-        not_modelled=list(prediction.not_modelled),
+        scores=scores,
+        phase=phase,
+        terms=dict(terms or {}),
+        not_modelled=list(not_modelled),
+        retries=retries,
     )
+
+
+def _steps(row: Row, traces: Traces, trace: SymbolicTrace) -> dict[str, Score]:
+    """Figures over all steps of a run; those that told a length are left out."""
+    every, offset = int(row.loop["empty_cache_every_steps"]), int(row.loop["counted_from_bytes"])  # type: ignore[call-overload]
+    steps = Steps(trace, int((row.spec or {})["micro_batch_size"]))  # type: ignore[call-overload]
+    scores = {}
+    for quantity in ("reserved_mean", "reserved_99th", "end_allocated_mean"):
+        anchor = anchor_of(quantity, every)
+        if row.id == ANCHORS[anchor] and anchor == (quantity, every):
+            continue
+        value = steps.value(quantity, traces.length(anchor))
+        scores[quantity] = Score(int(getattr(row.measured, f"{quantity}_bytes")) + offset, round(value))
+    return scores
 
 
 def summary(scored: list[Scored], quantity: str) -> dict[str, Any] | None:
     """Of one quantity over all rows that have it; the macro-median is the mean of the sources' medians. None: no row has it."""
     by_source: dict[str, list[float]] = {}
     for item in scored:
-        if quantity in item.scores:
-            by_source.setdefault(item.repository, []).append(item.scores[quantity].error)
+        for name in _KINDS.get(quantity, (quantity,)):
+            if name in item.scores:
+                by_source.setdefault(item.repository, []).append(item.scores[name].error)
     if not by_source:
         return None
     errors = np.array([error for source in by_source.values() for error in source])
@@ -171,7 +233,17 @@ def summary(scored: list[Scored], quantity: str) -> dict[str, Any] | None:
         "worst": float(errors[np.argmax(np.abs(errors))]),
         "bias": float(np.mean(errors)),
         "under_beyond_3_percent": float(np.mean(errors < -UNDER)),
-        "sources": {name: float(np.median(np.abs(source))) for name, source in by_source.items()},
+        "of_source": {
+            name: {
+                "rows": len(source),
+                "median": float(np.median(np.abs(source))),
+                "p95": float(np.percentile(np.abs(source), 95)),
+                "worst": float(max(source, key=abs)),
+                "bias": float(np.mean(source)),
+                "under_beyond_3_percent": float(np.mean(np.array(source) < -UNDER)),
+            }
+            for name, source in by_source.items()
+        },
     }
 
 
@@ -197,11 +269,11 @@ def main() -> int:
                 left[row.id] = str(error)
                 if row.not_expressible is None:
                     print(f"{row.id}: {error}", flush=True)
-    result = _result(scored, left)
-    print(_table(result))
+    result = _result(scored, left) | {"lengths": [[*anchor, length] for anchor, length in sorted(traces.lengths.items())]}
+    print(table(result))
     if not arguments.no_write:
         STORED.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        STORED.with_suffix(".md").write_text(_table(result), encoding="utf-8")
+        STORED.with_suffix(".md").write_text(table(result), encoding="utf-8")
     return 0
 
 
@@ -210,7 +282,7 @@ def _result(scored: list[Scored], left: dict[str, str]) -> dict[str, Any]:
     rows = [asdict(item) | {"errors": {name: round(value.error, 6) for name, value in item.scores.items()}} for item in scored]
     done = {item.id for item in scored}
     specs = {(json.dumps(row.spec, sort_keys=True), row.config) for row in load() if row.id in done}
-    quantities = ("allocated", "reserved", "device", "end_allocated")
+    quantities = ("allocated", "reserved", "device", "end_allocated", "end_allocated_mean")
     return {
         "commit": commit,
         "changed_since": _changed(),
@@ -225,44 +297,6 @@ def _changed() -> list[str]:
     """Files of the program that differ from the commit."""
     command = ["git", "diff", "--name-only", "HEAD", "--", "autofit", "benchmarks/published", "benchmarks/published_trace.py"]
     return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False).stdout.split()
-
-
-def _table(result: dict[str, Any]) -> str:
-    """Markdown: summary, rows by source, and why the others are missing."""
-    lines = ["# The raw prediction against published measurements", "", f"Commit {result['commit'][:12]}; torch of the traces"]
-    lines[-1] += f" {', '.join(sorted({row['traced_with']['torch'] for row in result['rows']}))}, transformers of each row."
-    if result["changed_since"]:
-        lines[-1] += f" Changed since that commit: {', '.join(result['changed_since'])}."
-    specs = f"{len(result['rows'])} rows are {result['distinct']} different specs, most of them under several versions."
-    lines += ["", specs, "", *_LOOP, "", "nvidia-smi is predicted without the card's size, which caps it in reality."]
-    lines += ["", "| | rows | macro-median | p95 | worst | mean | under by more than 3 % |", "|---|---|---|---|---|---|---|"]
-    for name, value in result["summary"].items():
-        if value is None:
-            lines.append(f"| {name} | 0 | no row publishes it | | | | |")
-            continue
-        figures = " | ".join(f"{100 * value[key]:.2f} %" for key in ("macro_median", "p95", "worst", "bias"))
-        lines.append(f"| {name} | {value['rows']} | {figures} | {100 * value['under_beyond_3_percent']:.1f} % |")
-    for source in sorted({row["repository"] for row in result["rows"]}):
-        lines += ["", f"## {source}", "", "Measured / predicted GiB, error.", ""]
-        lines += ["| row | transformers | peak in | allocated | nvidia-smi | end of training |", "|---|---|---|---|---|---|"]
-        for row in result["rows"]:
-            if row["repository"] == source:
-                cells = " | ".join(_cell(row, name) for name in ("allocated", "device", "end_allocated"))
-                lines.append(
-                    f"| {row['id'].split('/', 1)[1]} | {row['traced_with']['transformers']} | {row['phase']} | {cells} |"
-                )
-    lines += ["", "## Not scored", "", "| rows | why |", "|---|---|"]
-    reasons = Counter((name.split("/")[0], reason) for name, reason in result["not_scored"].items())
-    lines += [f"| {count} of {source} | {reason} |" for (source, reason), count in sorted(reasons.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(row: dict[str, Any], name: str) -> str:
-    value = row["scores"].get(name)
-    if value is None:
-        return ""
-    sizes = [value[key] / 2**30 for key in ("measured_bytes", "predicted_bytes")]
-    return f"{sizes[0]:.3f} / {sizes[1]:.3f}, {100 * row['errors'][name]:+.2f} %"
 
 
 def _line(item: Scored) -> str:

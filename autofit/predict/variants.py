@@ -51,6 +51,7 @@ def variant_key(spec: TrialSpec, model: Model, versions: Mapping[str, str], targ
     parts = {
         "config": model.config,
         "id": model.id if model.config is None else None,
+        "weights": model.path if not {"dtype", "torch_dtype"} & set(model.config or {}) else None,  # their dtype decides then
         "structure": structure(spec, model),
         "versions": dict(versions),
         "target": target,

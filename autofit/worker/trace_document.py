@@ -16,7 +16,7 @@ from autofit.worker.trace_session import MICRO_STEPS, Session
 from autofit.worker.trace_tracer import CATEGORIES, PHASES, StorageTracer
 from autofit.worker.trace_written import Written, require_itself
 
-FORMAT = 3
+FORMAT = 4
 
 
 def document(model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any], shapes: list[Shape]) -> dict[str, Any]:

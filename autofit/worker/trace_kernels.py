@@ -16,6 +16,9 @@ backward only), `_convolution_double_backward`, the rnn and quantisation ones. `
 torch for that list again, so that a new one is noticed. `torch.nn.functional.rms_norm` is a single CUDA kernel since torch 2.8
 and decomposes on `meta`: it gets a stand-in of one operator too.
 
+Dropout on CUDA is one kernel that keeps a mask of one byte an element (`native_dropout`); on `meta` it is a product with a mask
+of the input's own type, both of which are kept. Seen in measurements of fms-acceleration: `benchmarks/published`.
+
 Scratch that dispatch cannot see (sources: aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp,
 native/cuda/IndexKernel.cpp, Embedding.cu; torch 2.13):
   flash backward    softmax_d 4*B*H*Sr, dq_accum 4*B*H*Sr*Dr, with grouped queries dk and dv expanded to all heads
@@ -100,14 +103,17 @@ def device_kernels(target: str, masked: float = 0.0) -> Iterator[None]:
     for name in ("silu_backward", "mish_backward"):
         library.m.impl(name, "Meta", lambda gradient, value: torch.empty_like(value))  # `impl` itself forbids it
     real_attention, real_norm = functional.scaled_dot_product_attention, functional.rms_norm
+    real_dropout = functional.dropout
     functional.scaled_dot_product_attention = _cuda_attention if target == "cuda" else _cpu_attention
     if target == "cuda":
         functional.rms_norm = _fused_rms_norm  # type: ignore[assignment]
+        functional.dropout = _fused_dropout
     try:
         with _supported_devices(), _real_index_lists():
             yield
     finally:
         functional.scaled_dot_product_attention, functional.rms_norm = real_attention, real_norm
+        functional.dropout = real_dropout
         library._destroy()
 
 
@@ -235,6 +241,23 @@ def _cpu_attention(  # noqa: PLR0917 - torch's own signature
     return aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, dropout_p, is_causal, attn_mask=bias, scale=scale
     )[0]
+
+
+class _Dropout(torch.autograd.Function):
+    """One kernel each way; keeps a mask of one byte an element (aten/native/Dropout.cpp, `native_dropout`)."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(torch.empty_like(value, dtype=torch.bool))
+        return torch.empty_like(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return torch.empty_like(gradients[0])
+
+
+def _fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    return _Dropout.apply(input) if training and 0 < p < 1 else input
 
 
 class _RmsNorm(torch.autograd.Function):

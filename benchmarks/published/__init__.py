@@ -35,8 +35,12 @@ class Measured(Frozen):
     """The source does not say which of the three it is."""
     end_allocated_bytes: int | None = None
     """Tensors at the end of training: weights, gradients, optimizer state."""
+    reserved_mean_bytes: int | None = None
+    """Mean over all steps of what was reserved at their end."""
     reserved_99th_bytes: int | None = None
-    """99th percentile over steps of what was reserved then."""
+    """99th percentile over all steps of the same."""
+    end_allocated_mean_bytes: int | None = None
+    """Mean over all steps of what was allocated at their end."""
 
 
 class Row(Frozen):

@@ -18,6 +18,8 @@ from autofit.config.model import resolve_model  # noqa: E402
 from autofit.config.trial import TrialSpec  # noqa: E402
 from autofit.worker.trace import main, trace  # noqa: E402
 from autofit.worker.trace_inputs import Shape, TraceError, image_grid  # noqa: E402
+from autofit.worker.trace_kernels import device_kernels  # noqa: E402
+from autofit.worker.trace_tracer import StorageTracer  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "autofit" / "worker" / "__main__.py"
@@ -140,6 +142,22 @@ def test_mish_backward_does_not_decompose():
     names = [part["operations"]["name"]["names"][index] for index in part["operations"]["name"]["index"]]
     assert names.count("mish_backward") == 6
     assert "softplus" not in names
+
+
+def test_dropout_keeps_one_byte_an_element_on_cuda():
+    """CUDA's `native_dropout` keeps a mask of bytes; the fallback on `meta` keeps a mask of the input's type and a product."""
+    from torch.nn import functional
+
+    value = torch.empty(64, 512, device="meta", dtype=torch.float32, requires_grad=True)
+    real = functional.dropout
+    tracer = StorageTracer("meta")
+    with device_kernels("cuda"), tracer:
+        kept = functional.dropout(value, 0.1, True)
+        assert functional.dropout(value, 0.0, True) is value
+        assert functional.dropout(value, 0.1, False) is value
+    assert sorted(tracer.storage_bytes) == [64 * 512, 4 * 64 * 512]
+    assert kept.shape == value.shape
+    assert functional.dropout is real
 
 
 def test_accumulation_keeps_all_micro_batches_and_the_gradients():
@@ -378,7 +396,7 @@ def test_the_command_writes_a_file_and_says_one_line_when_it_cannot(tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(gzip.decompress(answer.read_bytes()))
-    assert document["format"] == 3 and document["metadata"]["versions"]["torch"]
+    assert document["format"] == 4 and document["metadata"]["versions"]["torch"]
     spec.write_text(json.dumps(order({"target": "tpu"})))
     assert main([str(spec), "-o", str(tmp_path / "no.json")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
