@@ -26,6 +26,7 @@ Needs nothing but the training stack. Exit status 1 and one line on stderr: cann
 import gzip
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
