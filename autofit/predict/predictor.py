@@ -11,7 +11,7 @@ answered from the cache in milliseconds.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from autofit.predict.roofline import Constants, Job, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
 from autofit.predict.timeline import Timeline, phase_name, traced_timeline, zero_timeline
 from autofit.predict.variants import Progress, symbolic_trace, symbolic_traces, variant_key
-from autofit.predict.zero import ddp_terms
+from autofit.predict.zero import ZeroHeld, ddp_terms
 from autofit.predict.zero_spec import zero_settings, zero_terms
 
 CONTEXT_BYTES = 512 * 2**20
@@ -62,6 +62,7 @@ class Predictor:
         default_factory=lambda: {name: calibrate([], name) for name in ("allocated", "reserved", "device")}
     )
     _traces: dict[str, SymbolicTrace | AutofitError] = field(default_factory=dict, init=False, repr=False)
+    _zero: dict[Hashable, ZeroHeld] = field(default_factory=dict, init=False, repr=False)
 
     def predict(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None = None) -> Prediction:
         """The prediction for a canonical spec.
@@ -74,7 +75,7 @@ class Predictor:
             AutofitError: the configuration cannot train, or cannot be modelled; says why.
         """
         trace, patches = self._traced(spec, model)
-        peak = _allocated(spec, model, trace, patches)
+        peak = _allocated(spec, model, trace, patches, self._zero)
         demand, notes = self._demand(spec, trace, patches, peak)
         overhead = {"cuda_context": CONTEXT_BYTES} | ({"communication_buffers": NCCL_BYTES} if spec.num_gpus > 1 else {})
         corrections = {name: self.calibrations[name] for name in ("device", "reserved")}
@@ -124,6 +125,11 @@ class Predictor:
         able = [(spec, model) for spec, model in specs if model.config is not None and not refusal(spec, model)]
         wanted = [pair for pair in able if variant_key(*pair, stack) not in self._traces]
         self._traces |= symbolic_traces(wanted, stack, self.cache, self.python, on_progress=on_progress)
+
+    def untraceable(self, spec: TrialSpec, model: Model) -> AutofitError | None:
+        """What `prepare` was told when it traced the variant of a spec in vain."""
+        found = self._traces.get(variant_key(spec, model, self._stack()))
+        return found if isinstance(found, AutofitError) else None
 
     def timeline(self, spec: TrialSpec, model: Model) -> Timeline:
         """Allocated memory of a canonical spec over one step; its peak is that of `predict`, before calibration.
@@ -210,14 +216,14 @@ class Predictor:
         return Timing(micro, optimizer, job)
 
 
-def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int) -> Peak:
+def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int, kept: dict[Hashable, ZeroHeld]) -> Peak:
     """Allocated bytes at the peak of the worst rank, by term."""
     shape = (spec.micro_batch_size, spec.cutoff_len, patches)
     if spec.zero_stage == 0:
         peak = trace.peak(*shape, spec.gradient_accumulation_steps)
         buckets = _ddp_buckets(spec, trace)
         return peak._replace(peak_bytes=peak.peak_bytes + buckets, terms={**peak.terms, "ddp_buckets": buckets})
-    terms = zero_terms(zero_settings(spec, model), trace, *shape)
+    terms = zero_terms(zero_settings(spec, model), trace, *shape, kept)
     resident = dict(terms.resident_parts)
     workspace = int(trace.metadata["cublas_workspace_bytes"]) * 2  # the moments of the trace hold it
     rest = terms.peak_bytes - sum(resident.values()) - workspace

@@ -7,6 +7,8 @@ from autofit.predict.zero_settings import ZeroSettings
 
 _ALLREDUCE_ELEMENTS = 500_000_000
 """`allreduce_and_scatter` flattens at most about this many elements at a time."""
+MICRO_STEPS_REPLAYED = 3
+"""First, last, and one of those between, which are all alike."""
 
 
 class ReplicatedRank:
@@ -47,7 +49,7 @@ class ReplicatedRank:
 
     def step(self, moments: Sequence[Moment], meter: Meter) -> None:
         """One steady optimizer step."""
-        micro_steps = min(3, self.settings.gradient_accumulation_steps)  # first, last and one of those between, all alike
+        micro_steps = min(MICRO_STEPS_REPLAYED, self.settings.gradient_accumulation_steps)
         self._own: dict[int, int] = {}  # parameter -> bytes of a gradient in memory of its own
         self._buffers = 0  # bytes; made by the first gradient, they stay until a micro-step is reduced
         self._kept = 0  # gradients of the partition that the micro-steps before left

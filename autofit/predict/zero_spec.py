@@ -1,11 +1,13 @@
 """A trial spec under ZeRO: DeepSpeed's settings as LLaMA-Factory's files have them, and the terms on top of its trace."""
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 from autofit.config.model import Model
 from autofit.config.trial import TrialSpec
 from autofit.predict.symbolic import SymbolicTrace
-from autofit.predict.zero import ZeroTerms, llamafactory_settings, predict_zero
+from autofit.predict.zero import ZeroHeld, ZeroTerms, llamafactory_settings, replay_zero
+from autofit.predict.zero_replicated import MICRO_STEPS_REPLAYED
 from autofit.predict.zero_settings import ZeroSettings
 
 _OPTIMIZERS = {
@@ -38,6 +40,24 @@ def zero_settings(spec: TrialSpec, model: Model) -> ZeroSettings:
     return replace(settings, weight_bytes=width, gradient_bytes=width, state_bytes=state, optimizer_temporary_bytes=temporary)
 
 
-def zero_terms(settings: ZeroSettings, trace: SymbolicTrace, batch: int, length: int, patches: int = 0) -> ZeroTerms:
-    """What a rank holds in each phase at one shape: ZeRO's own memory replayed over the moments of the one-rank trace."""
-    return predict_zero(settings, trace.parameters, trace.moments(batch, length, patches))
+def zero_terms(  # noqa: PLR0917 - a shape is three numbers
+    settings: ZeroSettings,
+    trace: SymbolicTrace,
+    batch: int,
+    length: int,
+    patches: int = 0,
+    kept: dict[Hashable, ZeroHeld] | None = None,
+) -> ZeroTerms:
+    """What a rank holds in each phase at one shape: ZeRO's own memory replayed over the moments of the one-rank trace.
+
+    Args:
+        kept: replays that were made before, and where this one is put: what ZeRO holds does not depend on the shape, so that
+            one replay serves all of them.
+    """
+    kept = {} if kept is None else kept
+    moments = trace.moments(batch, length, patches)
+    alike = replace(settings, gradient_accumulation_steps=min(MICRO_STEPS_REPLAYED, settings.gradient_accumulation_steps))
+    key = (alike, tuple(trace.parameters), tuple((moment.kind, moment.index) for moment in moments))
+    if key not in kept:
+        kept[key] = replay_zero(alike, trace.parameters, moments)
+    return kept[key].under([moment.peak_bytes for moment in moments], [moment.live_bytes for moment in moments])

@@ -17,6 +17,7 @@ from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
+from autofit.predict.many import predict_many
 from autofit.predict.predictor import Predictor
 from autofit.store.store import Store
 from autofit.tuning.plan import Plan
@@ -96,13 +97,10 @@ def _predictions(plan: Plan, predictor: Predictor, progress: Progress) -> dict[T
     study, points = plan.study, plan.legal.points
     predictor.prepare([(spec, study.model) for spec in points], lambda done, of: progress("tracing variants", done, of))
     found: dict[TrialSpec, Prediction | str] = {}
-    for number, spec in enumerate(points, start=1):
-        try:
-            found[spec] = predictor.predict(spec, study.model, study.memory_budget_bytes)
-        except AutofitError as error:
-            found[spec] = str(error)
-        progress("predicting", number, len(points))
-    return found
+    for part in predict_many(predictor, points, study.model, study.memory_budget_bytes):
+        found |= part
+        progress("predicting", len(found), len(points))
+    return {spec: found[spec] for spec in points}
 
 
 def _records(plan: Plan, found: dict[TrialSpec, Prediction | str], started: datetime) -> list[TrialRecord]:

@@ -77,7 +77,8 @@ def _promoted(args: tuple[Any, ...], out: Any) -> list[int]:
 
 
 def _coordinates(args: tuple[Any, ...], out: Any) -> list[int]:
-    masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
+    # Real masks are those of the image grids: a few numbers, and as many of them as there are images.
+    masks = [index for index in args[1] if index is not None and index.dtype == torch.bool and index.is_meta]
     return [8 * mask.dim() * out.numel() for mask in masks] if len(args[1]) == len(masks) == 1 else []
 
 

@@ -1,0 +1,54 @@
+"""Predictions for a whole space, on all cores: each process takes the specs of some variants and the traces from the cache."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from itertools import groupby
+from multiprocessing import get_context
+
+from autofit.config.model import Model
+from autofit.config.prediction import Prediction
+from autofit.config.trial import TrialSpec
+from autofit.errors import AutofitError
+from autofit.predict.predictor import Predictor
+from autofit.predict.variants import structure
+
+_WORTH_A_PROCESS = 60
+"""Specs below which starting processes (half a second) takes longer than predicting."""
+
+Answers = dict[TrialSpec, Prediction | str]
+
+
+def predict_many(
+    predictor: Predictor, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None
+) -> Iterator[Answers]:
+    """Spec -> its prediction, or why there is none; in parts, as they are done. Call `Predictor.prepare` first."""
+    failed: Answers = {spec: str(error) for spec in specs if (error := predictor.untraceable(spec, model))}
+    if failed:
+        yield failed
+    able = sorted((spec for spec in specs if spec not in failed), key=lambda spec: _family(spec, model))
+    parts = [list(part) for _, part in groupby(able, key=lambda spec: _family(spec, model))]
+    if len(specs) < _WORTH_A_PROCESS:
+        for part in parts:
+            yield _predict(predictor, part, model, gpu_mem_bytes)
+        return
+    bare = replace(predictor)  # without the traces, which a process reads faster than it is sent them
+    with ProcessPoolExecutor(max_workers=os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(_predict, bare, part, model, gpu_mem_bytes) for part in parts]:
+            yield done.result()
+
+
+def _family(spec: TrialSpec, model: Model) -> str:
+    """What specs have in common that share a trace, or at least the replay of what ZeRO holds."""
+    return repr({name: value for name, value in structure(spec, model).items() if name != "gradient_accumulation_steps"})
+
+
+def _predict(predictor: Predictor, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None) -> Answers:
+    found: Answers = {}
+    for spec in specs:
+        try:
+            found[spec] = predictor.predict(spec, model, gpu_mem_bytes)
+        except AutofitError as error:
+            found[spec] = str(error)
+    return found
