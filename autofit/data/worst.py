@@ -70,10 +70,7 @@ def worst_batch(profile: DataProfile, cutoff_len: int, micro_batch_size: int, pe
 
 
 def candidates(profile: DataProfile, cutoff_len: int, size: int) -> list[list[int]]:
-    """For every length that can be the longest, the batch of `size` samples with the most patches; and batches of text alone.
-
-    The last sample that is needed to reach the length comes first: the dummy image of a text batch goes to the first.
-    """
+    """For every length that a batch can have, one of `size` samples with the most patches; and batches of text alone."""
     kept = profile.kept_tokens(cutoff_len)
     if len(kept) < size:  # the sampler starts over to fill the batch
         kept = np.resize(kept, size)
@@ -82,8 +79,27 @@ def candidates(profile: DataProfile, cutoff_len: int, size: int) -> list[list[in
     found = _most_patches(padded(kept), patches, size)
     if profile.facts.dummy_tokens and bare.sum() >= size:
         texts = np.flatnonzero(bare)
-        found += [texts[batch].tolist() for batch in _most_patches(kept[texts], patches[texts], size)]
+        found += [texts[batch].tolist() for batch in _with_dummy(kept[texts], size, profile.facts.dummy_tokens)]
     return [origin[batch].tolist() for batch in found]
+
+
+def _with_dummy(lengths: Int, size: int, dummy: int) -> list[list[int]]:
+    """A batch for every length that batches without images can have; the dummy image is added to a batch's first sample.
+
+    A batch has the length v if v is its first sample's with the dummy and the others are no longer, or another sample's and
+    the first one with the dummy is no longer. Whoever else is in it may be the shortest there are.
+    """
+    order = np.argsort(lengths, kind="stable")
+    shortest = order[: size + 1].tolist()
+    with_dummy, without = padded(lengths + dummy), padded(lengths)
+    found = []
+    for ends, is_first in ((with_dummy, True), (without, False)):
+        for length, sample in zip(*(values.tolist() for values in np.unique(ends, return_index=True)), strict=True):
+            others = [other for other in shortest if other != sample][: size - 1]
+            batch = [sample, *others] if is_first else [*others, sample]
+            if max(int(with_dummy[batch[0]]), *(int(without[other]) for other in batch)) == length:
+                found.append(batch)
+    return found
 
 
 def _most_patches(lengths: Int, patches: Int, size: int) -> list[list[int]]:

@@ -73,7 +73,7 @@ class LlamaFactoryBackend:
         )
         try:
             loaded = load_tokenizer(model_args)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the tokenizers library raises bare ones
             raise ProfileError(
                 f"{order['model']}: its tokenizer cannot be loaded ({one_line(error.__cause__ or error)})"
             ) from error

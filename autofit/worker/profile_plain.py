@@ -239,7 +239,7 @@ def _tokenizer(folder: str) -> Any:
         ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones
         raise ProfileError(f"{folder}: its tokenizer cannot be loaded ({one_line(error)})") from error
     if not tokenizer.chat_template:
         raise ProfileError(
