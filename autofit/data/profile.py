@@ -89,7 +89,11 @@ class Truncation(Frozen):
 
 @dataclass(frozen=True)
 class DataProfile:
-    """Arrays of one entry a sample, in the order of the datasets; int64. `turns` is ragged, see `Turns`."""
+    """Arrays of one entry a sample, int64; `turns` is ragged, see `Turns`.
+
+    Samples are in the order of the datasets and their rows, without those that training drops: a sample's number is its place
+    in the training set that LLaMA-Factory makes of the datasets (concatenated, none kept back for evaluation).
+    """
 
     facts: ProfileFacts
     dataset: Int

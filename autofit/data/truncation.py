@@ -62,7 +62,7 @@ def cutting_ranges(turns: Turns) -> Ranges:
     shared = _last_shared(s, t, need_s, need_t)
     ranges = [
         (np.ones_like(before), before + shared),
-        (before + 2 * s + 1, before + np.minimum(2 * t, s + need_t - 1)),  # B: r - s < need_t
+        (before + 2 * s + 1, before + s + need_t - 1),  # B: r - s < need_t; its end is below 2t where it is not empty
         (before + 2 * t + 1, before + t + need_s - 1),  # A: r - t < need_s
     ]
     low, high = (np.concatenate(ends) for ends in zip(*ranges, strict=True))

@@ -20,7 +20,7 @@ from typing import Any
 
 from autofit.worker.files import write_json
 from autofit.worker.probe import versions
-from autofit.worker.profile_samples import INTEGERS, TURN_INTEGERS, Backend, Chunk, Dropped, ProfileError, RowError
+from autofit.worker.profile_samples import INTEGERS, TURN_INTEGERS, Backend, Chunk, Dropped, ProfileError, RowError, one_line
 
 FORMAT = 1
 _CHUNK_ROWS = 64
@@ -72,7 +72,12 @@ def _backend(order: dict[str, Any]) -> Backend:
     if importlib.util.find_spec("llamafactory") is not None:
         from autofit.worker.profile_llamafactory import LlamaFactoryBackend
 
-        return LlamaFactoryBackend(order)
+        try:
+            return LlamaFactoryBackend(order)
+        except ImportError as error:
+            raise ProfileError(
+                f"LLaMA-Factory is installed in {sys.executable} but cannot be used: {one_line(error)}"
+            ) from error
     from autofit.worker.profile_plain import PlainBackend
 
     return PlainBackend(order)
@@ -123,6 +128,11 @@ def _write(out: Path, order: dict[str, Any], backend: Backend, whole: Chunk) -> 
     with (out / "samples.npz").open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, media=np.frombuffer(media, dtype=np.uint8), **arrays)
     facts = backend.facts()
+    for name, entry in order["entries"].items():
+        if (drawn := entry.get("num_samples")) is not None:
+            facts["notes"].append(
+                f"{name}: LLaMA-Factory draws {drawn} of its rows anew in every run (num_samples); all are here"
+            )
     document = {
         "format": FORMAT,
         "model": order["model"],

@@ -110,7 +110,11 @@ class PlainBackend:
             "efficient_eos": False,
             "dummy_tokens": self.rule.tokens(*_DUMMY) + 2 if self.rule and self.image else 0,
             "dummy_patches": rows * columns,
-            "notes": [],
+            "notes": [
+                f"{source.name}: all rows were read, not the split that dataset_info.json names"
+                for source in self.datasets
+                if self.order["entries"][source.name].get("split", "train") != "train"
+            ],
             "cannot": [
                 f"LLaMA-Factory's template {self.order['template']}: LLaMA-Factory is not installed in this interpreter, so"
                 " lengths are those of the tokenizer's own chat template",

@@ -263,3 +263,25 @@ def test_an_interpreter_without_anything(tmp_path: Path, profiled: Profiled) -> 
 def test_usage_errors_are_usage_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         find_sources(" , ", str(tmp_path))
+
+
+def test_what_a_profile_does_not_follow_is_noted(tmp_path: Path, profiled: Profiled) -> None:
+    write(tmp_path, ALPACA, {"num_samples": 10, "split": "train[:50]"})
+    notes = profiled("mine").facts.notes
+    assert any("draws 10 of its rows anew" in note for note in notes)
+    assert any("not the split" in note for note in notes)
+
+
+def test_a_broken_llamafactory_is_one_line(tmp_path: Path, profiled: Profiled) -> None:
+    write(tmp_path, ALPACA)
+    package = tmp_path / "site" / "llamafactory"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('transformers 9 is required')\n")
+    python = tmp_path / "python"
+    code = f"import sys, runpy; sys.path.append({str(tmp_path / 'site')!r}); sys.argv = sys.argv[1:]"
+    code += "; runpy.run_path(sys.argv[0], run_name='__main__')"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+    python.chmod(0o755)
+    message = one_line(lambda: profiled("mine", python=str(python)))
+    assert message.startswith("LLaMA-Factory is installed in")
+    assert message.endswith("cannot be used: transformers 9 is required")
