@@ -16,7 +16,9 @@ _BAR = 40
 def profile(  # noqa: PLR0917 - one parameter a flag
     model: Annotated[str, typer.Option(metavar="DIR", help="Model folder with its tokenizer, or a hub id in the local cache.")],
     dataset: Annotated[str, typer.Option(metavar="NAME|FILE", help="Names in dataset_info.json (a,b), or a file it lists.")],
-    dataset_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of dataset_info.json.")] = None,
+    dataset_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of dataset_info.json; default: data, or the FILE's.")
+    ] = None,
     media_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the images; default: the dataset's.")] = None,
     template: Annotated[str | None, typer.Option(help="LLaMA-Factory template; default: the model's.")] = None,
     python: Annotated[str | None, typer.Option(help="Interpreter of your training environment; default: this one.")] = None,

@@ -11,6 +11,7 @@ from autofit.errors import UsageError
 
 INFO = "dataset_info.json"
 _ELSEWHERE = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+_SUFFIXES = {".json", ".jsonl", ".csv", ".parquet", ".arrow", ".txt"}
 _FORMATS = ("alpaca", "sharegpt", "openai")
 
 
@@ -37,7 +38,7 @@ def find_sources(dataset: str, dataset_dir: str | None) -> Sources:
             could not read for supervised fine-tuning.
     """
     file = Path(dataset)
-    if file.suffix and ("/" in dataset or file.is_file()):
+    if file.is_file() or "/" in dataset or file.suffix in _SUFFIXES:
         if not file.is_file():
             raise UsageError(f"--dataset {dataset}: no such file")
         folder = Path(dataset_dir) if dataset_dir else file.parent

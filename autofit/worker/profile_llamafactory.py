@@ -194,7 +194,10 @@ class LlamaFactoryBackend:
         image_processor = getattr(self.processor, "image_processor", None)
         rule = ImageRule.of_processor(image_processor, self.processor.image_max_pixels, self.processor.image_min_pixels)
         if name not in _BY_HEADER or rule is None or not _agrees(plugin, self.processor, rule):
-            self.cannot.append(f"image patches: no rule is known for {name}; images were opened whole, patches count 0")
+            self.cannot.append(
+                f"image patches, and the dummy image of batches without any: no rule is known for {name}; images were opened"
+                " whole, patches count 0"
+            )
             return None
         inputs = plugin._get_mm_inputs
 
