@@ -119,11 +119,14 @@ def image_size(image: Any) -> tuple[int, int]:
 def _measured(source: str | bytes) -> tuple[int, int]:
     from PIL import Image
 
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-        size: tuple[int, int] = opened.size
-        ending = _ENDINGS.get(opened.format or "")
-        if ending is not None and ending not in _tail(source):
-            opened.load()  # raises if it is cut short
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            size: tuple[int, int] = opened.size
+            ending = _ENDINGS.get(opened.format or "")
+            if ending is not None and ending not in _tail(source):
+                opened.load()  # raises if it is cut short
+    except Image.DecompressionBombError as error:  # of no family of its own; training would stop at it too
+        raise ValueError(error) from error
     return size
 
 

@@ -118,7 +118,7 @@ class LlamaFactoryBackend:
             )
         except ImageError as error:
             raise RowError(str(error)) from error
-        except (ValueError, TypeError, KeyError, OSError, RuntimeError, IndexError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, OSError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise RowError(_shortened(error)) from error
         turns = tuple(self._turn(*pair) for pair in self._pairs)
         if self.data_args.mask_history:

@@ -1,11 +1,13 @@
 """What LLaMA-Factory itself does, run in its own environment: `python llamafactory_oracle.py VERB IN.json OUT.json`.
 
 `sizes`: image tokens of its plugin for real images of given sizes. `encode`: lengths, labels and image tokens of a dataset at
-given values of cutoff_len, by its loader and its processor. `train`: what becomes of a run.
+given values of cutoff_len, by its loader and its processor. `collate`: tokens and patches of its collator's batches. `train`:
+what becomes of a run.
 """
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,31 @@ def sizes(order: dict[str, Any]) -> list[int | str]:
 
 
 def encode(order: dict[str, Any]) -> dict[str, list[list[int]]]:
+    found = {}
+    for cutoff, made, _, image in _made(order):
+        found[str(cutoff)] = [
+            [len(ids), sum(label != -100 for label in labels), ids.count(image)]
+            for ids, labels in zip(made["input_ids"], made["labels"], strict=True)
+        ]
+    return found
+
+
+def collate(order: dict[str, Any]) -> dict[str, list[list[int]]]:
+    from llamafactory.data import SFTDataCollatorWith4DAttentionMask
+
+    found = {}
+    for cutoff, made, loaded, _ in _made(order):
+        collator = SFTDataCollatorWith4DAttentionMask(pad_to_multiple_of=8, label_pad_token_id=-100, **loaded)
+        shapes = []
+        for batch in order["batches"]:
+            told = collator([{name: made[name][sample] for name in made} for sample in batch])
+            shapes.append([told["input_ids"].shape[1], int(told["image_grid_thw"].prod(dim=1).sum())])
+        found[str(cutoff)] = shapes
+    return found
+
+
+def _made(order: dict[str, Any]) -> Iterator[tuple[int, dict[str, list[Any]], dict[str, Any], int]]:
+    """Per value of cutoff_len: what the processor makes of the dataset, template and tokenizer, the image token."""
     from llamafactory.data.loader import _get_merged_dataset
     from llamafactory.data.processor import SupervisedDatasetProcessor
     from llamafactory.data.template import get_template_and_fix_tokenizer
@@ -48,16 +75,10 @@ def encode(order: dict[str, Any]) -> dict[str, list[list[int]]]:
     rows = _get_merged_dataset(data_args.dataset, model_args, data_args, training_args, "sft")
     columns = rows.to_dict()
     image = loaded["tokenizer"].convert_tokens_to_ids("<|image_pad|>")
-    found = {}
     for cutoff in order["cutoffs"]:
         data_args.cutoff_len = cutoff
         processor = SupervisedDatasetProcessor(template, loaded["tokenizer"], loaded["processor"], data_args)
-        made = processor.preprocess_dataset(columns)
-        found[str(cutoff)] = [
-            [len(ids), sum(label != -100 for label in labels), ids.count(image)]
-            for ids, labels in zip(made["input_ids"], made["labels"], strict=True)
-        ]
-    return found
+        yield cutoff, processor.preprocess_dataset(columns), loaded | {"template": template}, image
 
 
 def train(order: dict[str, Any]) -> list[str]:
@@ -77,5 +98,7 @@ def train(order: dict[str, Any]) -> list[str]:
 
 if __name__ == "__main__":
     verb, given_file, out_file = sys.argv[1:]
-    answer = {"sizes": sizes, "encode": encode, "train": train}[verb](json.loads(Path(given_file).read_text()))
+    answer = {"sizes": sizes, "encode": encode, "collate": collate, "train": train}[verb](
+        json.loads(Path(given_file).read_text())
+    )
     Path(out_file).write_text(json.dumps(answer))

@@ -18,6 +18,7 @@ from autofit.config.model import ModelRef, resolve_model
 from autofit.config.trial import TrialSpec
 from autofit.data.profile import DataProfile
 from autofit.data.truncation import cutting_ranges
+from autofit.data.worst import batch_shape
 from autofit.errors import AutofitError
 from autofit.tuning.profiling import ProfileQuestion, profile_data
 from autofit.worker.profile_images import ImageError, ImageRule
@@ -121,6 +122,29 @@ def test_lengths_labels_and_cuts_are_its_own(
         assert tokens.samples_truncated == int((rows[:, 0] < real[2048][:, 0]).sum())
         assert tokens.tokens_lost_share == pytest.approx(1 - rows[:, 0].sum() / real[2048][:, 0].sum())
     assert 0 < cut_somewhere < len(CUTOFFS)
+
+
+def test_batches_have_the_shape_that_its_collator_gives(
+    profile: DataProfile, mixed: Path, tiny_folder: Path, ask_llamafactory: Ask
+) -> None:
+    """Padding, the longest sample, the patches of all images, and the dummy image of a batch without any."""
+    draw = random.Random(2)
+    texts = np.flatnonzero(profile.images == 0).tolist()
+    pools = (range(len(profile)), texts, [*np.flatnonzero(profile.images).tolist(), *texts[:5]])
+    batches = [draw.sample(draw.choice(pools), 3) for _ in range(60)]
+    order = {
+        "model": str(tiny_folder),
+        "template": "qwen2_vl",
+        "dataset": "talks,alpaca,openai",
+        "dataset_dir": str(mixed),
+        "image_max_pixels": MAX_PIXELS,
+        "cutoffs": [60, 2048],
+        "batches": batches,
+    }
+    for cutoff, shapes in ask_llamafactory("collate", order).items():
+        ours = zip(*batch_shape(profile, np.array(batches), int(cutoff)), strict=True)
+        assert [[int(length), int(patches)] for length, patches in ours] == shapes
+    assert any(not profile.images[batch].any() for batch in batches)
 
 
 @pytest.mark.parametrize(

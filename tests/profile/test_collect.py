@@ -8,12 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 from profile_cases import SHAREGPT, write_json
 
 from autofit.data.profile import DataProfile
 from autofit.data.sources import find_sources
+from autofit.data.worst import worst_batch
 from autofit.errors import AutofitError, UsageError
 from autofit.tuning.profiling import ProfileQuestion, profile_data
 
@@ -87,6 +90,25 @@ def test_a_row_of_twenty_thousand_tokens(tmp_path: Path, profiled: Profiled) -> 
     assert found.name(int(found.tokens.argmax())) == "row 130 of mine"
     assert found.truncation(2048).samples_truncated == 1
     assert found.truncation(2048).tokens_lost_share == (found.tokens[-1] - 2048) / found.tokens.sum()
+
+
+def test_a_row_ten_times_longer_at_900_of_1000_is_in_the_worst_batch(tmp_path: Path, profiled: Profiled) -> None:
+    rows = [{"instruction": "what is it", "input": "", "output": "large " * (20 + n % 17)} for n in range(1000)]
+    rows[900]["output"] = "large " * 360
+    write(tmp_path, rows)
+    found = profiled("mine")
+    worst = worst_batch(found, 2048, 4, peaks)
+    assert found.name(worst.samples[0]) == "row 900 of mine"
+    write(tmp_path, rows[:100])
+    start = profiled("mine")
+    missed = worst_batch(start, 2048, 4, peaks)
+    assert worst.length > 5 * missed.length, "a profile of the first 100 rows does not see it"
+    assert worst.peak_bytes > 5 * missed.peak_bytes
+
+
+def peaks(batch: npt.ArrayLike, length: npt.ArrayLike, patches: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Bytes in proportion to the tokens of the batch."""
+    return np.asarray(batch) * np.asarray(length, dtype=np.float64) + np.asarray(patches)
 
 
 def with_images(folder: Path) -> list[dict[str, Any]]:

@@ -50,6 +50,13 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         image_size(7)
 
 
+def test_an_image_that_pillow_refuses(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("1", (14_000, 14_000)).save(file)
+    with pytest.raises(ImageError, match="decompression bomb"):
+        image_size(str(file))
+
+
 def test_a_line_of_pixels_cannot_be_shrunk() -> None:
     with pytest.raises(ImageError, match="too thin"):
         RULE.grid(1_000_000, 1)
