@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from profile_cases import SHAREGPT, WORDS, write_json, write_mixed_data
 
 from autofit.config.legality import refusal
@@ -26,6 +25,7 @@ from autofit.worker.profile_images import ImageError, ImageRule
 pytestmark = pytest.mark.llamafactory
 
 Ask = Callable[[str, dict[str, Any]], Any]
+ROOT = Path(__file__).parents[2]
 MAX_PIXELS = 50_176
 CUTOFFS = [*range(8, 200, 12), 250, 300, 400, 600, 2048]
 
