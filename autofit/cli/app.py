@@ -48,6 +48,12 @@ def _explain() -> Implementation:
     return explain
 
 
+def _profile() -> Implementation:
+    from autofit.cli.profile import profile
+
+    return profile
+
+
 def _trials() -> Implementation:
     from autofit.cli.query import trials
 
@@ -94,6 +100,7 @@ COMMANDS: dict[str, Command] = {
     "search": Command("Find the fastest configuration that fits, by running trials.", _search),
     "predict": Command("Predict memory and time without running anything.", _predict),
     "explain": Command("Explain a configuration's memory, and what makes it fit.", _explain),
+    "profile": Command("Profile training data: lengths, truncation, cutoff floor.", _profile),
     "trials": Command("List trials; filter and sort them.", _trials),
     "show": Command("Show one trial whole: spec, result, end of its log.", _show),
     "studies": Command("List the studies, with their best.", _studies),

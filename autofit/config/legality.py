@@ -5,6 +5,7 @@ LoRA over `all` never adapts the projector; a text model has no tower to freeze;
 frozen there is no gradient; `pure_bf16` excludes ZeRO-3; cutting an image's tokens crashes when such a sample is drawn.
 """
 
+from autofit.config.floor import DataFloor
 from autofit.config.model import Model
 from autofit.config.trial import Images, Lora, TrialSpec
 
@@ -30,8 +31,13 @@ def canonical(spec: TrialSpec, model: Model) -> TrialSpec:
     return spec.model_copy(update=changes)
 
 
-def refusal(spec: TrialSpec, model: Model) -> str | None:
-    """Why a canonical `spec` cannot train, or None."""
+def refusal(spec: TrialSpec, model: Model, floor: DataFloor | None = None) -> str | None:
+    """Why a canonical `spec` cannot train, or None.
+
+    Args:
+        floor: what the dataset's profile forbids, exact for its images; without it, or for another `max_pixels`, every
+            sample is taken to carry the images that `spec` names at their largest.
+    """
     if spec.pure_bf16 and spec.zero_stage == 3:
         return "pure_bf16 with zero_stage 3: LLaMA-Factory refuses it; ZeRO-3 with bf16 keeps bf16 weights already"
     if spec.method == "lora" and spec.freeze_language_model and spec.freeze_vision_tower:
@@ -40,6 +46,15 @@ def refusal(spec: TrialSpec, model: Model) -> str | None:
         return "everything is frozen: nothing would be trained"
     if spec.method == "freeze" and spec.freeze_language_model:
         return "method freeze trains the last layers of the language model, which freeze_language_model freezes"
+    return _cut_images(spec, model, floor)
+
+
+def _cut_images(spec: TrialSpec, model: Model, floor: DataFloor | None) -> str | None:
+    """Why `cutoff_len` would cut image tokens, or None."""
+    if floor is not None and floor.image_max_pixels == spec.images.max_pixels:
+        if (cut := floor.at(spec.cutoff_len)) is not None:
+            return f"cutoff_len {spec.cutoff_len} would cut image tokens of {cut.sample}; {floor.cutoff_len} and more cut none"
+        return None
     if model.is_vision_language and spec.images.per_sample:
         needed = spec.images.per_sample * model.image_tokens(spec.images.max_pixels) + MIN_TEXT_TOKENS
         if needed > spec.cutoff_len:

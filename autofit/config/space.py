@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from autofit.config.base import Frozen, describe, parse, read_yaml
+from autofit.config.floor import DataFloor
 from autofit.config.legality import canonical, refusal
 from autofit.config.model import Model, ModelRef
 from autofit.config.trial import Measure, TrialSpec
@@ -151,8 +152,8 @@ class LegalSpace:
     """The knobs that really vary over `points`, with their values in order."""
 
 
-def enumerate_space(space: SearchSpace, model: Model, num_gpus: int) -> LegalSpace:
-    """All legal points of `space` on `num_gpus` devices.
+def enumerate_space(space: SearchSpace, model: Model, num_gpus: int, floor: DataFloor | None = None) -> LegalSpace:
+    """All legal points of `space` on `num_gpus` devices; `floor` is what the dataset's profile forbids.
 
     Raises:
         UsageError: no legal point, an illegal reference, an impossible value, or more than MAX_POINTS assignments.
@@ -165,7 +166,7 @@ def enumerate_space(space: SearchSpace, model: Model, num_gpus: int) -> LegalSpa
             f" device(s) does not divide the global batch {global_batch}; change --global-batch-size or --num-gpus"
         )
     reference = canonical(wanted, model)
-    if reason := refusal(reference, model):
+    if reason := refusal(reference, model, floor):
         raise UsageError(f"space {space.name}: the reference cannot train: {reason}")
     points: dict[TrialSpec, None] = {}
     refused: Counter[str] = Counter()
@@ -177,7 +178,7 @@ def enumerate_space(space: SearchSpace, model: Model, num_gpus: int) -> LegalSpa
             refused[f"micro_batch_size x ranks does not divide the global batch {global_batch}"] += 1
             continue
         spec = canonical(spec, model)
-        if reason := refusal(spec, model):
+        if reason := refusal(spec, model, floor):
             refused[reason] += 1
         else:
             points[spec] = None

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 import autofit
-from autofit.config.base import describe, read_yaml
+from autofit.config.base import describe
 from autofit.config.hardware import Device, Hardware
 from autofit.config.model import Model, ModelRef, resolve_model
 from autofit.config.record import StudyRecord
 from autofit.config.space import DatasetRef, LegalSpace, SearchSpace, enumerate_space
+from autofit.data.sources import find_sources
 from autofit.errors import UsageError
 from autofit.launch import gpus
 from autofit.launch.environment import probe
@@ -166,13 +167,8 @@ def _dataset(text: str, known: DatasetRef | None) -> DatasetRef:
     file = Path(text)
     if not file.suffix and not file.exists():
         return DatasetRef(name=text, dir=known.dir if known else "data", template=template)
-    if not file.exists():
-        raise UsageError(f"--dataset {text}: no such file")
-    entries = read_yaml(file.parent / "dataset_info.json")
-    for name, entry in entries.items():
-        if isinstance(entry, dict) and entry.get("file_name") == file.name:
-            return DatasetRef(name=name, dir=str(file.parent.resolve()), template=template)
-    raise UsageError(f"--dataset {text}: {file.parent / 'dataset_info.json'} lists no such file; it lists {', '.join(entries)}")
+    found = find_sources(text, str(file.parent))
+    return DatasetRef(name=found.names[0], dir=found.dataset_dir, template=template)
 
 
 def _hardware(request: SearchRequest, space: SearchSpace, model: Model) -> tuple[Hardware, list[str]]:

@@ -6,5 +6,6 @@ It imports nothing of autofit but this package: the standard library and the tor
 
 Map: `__main__` verbs; `supervisor` starts and ends ranks; `rank` one rank's life; `engines/` the training loops; `models`
 (build, freeze, adapters; shared with `trace`), `batches` (the worst batch), `meter` (memory and time), `outcomes` (what an
-exception means), `merge` (rank files -> result.json).
+exception means), `merge` (rank files -> result.json); `trace*` what two steps allocate
+without data; `profile*` how long the training data is.
 """

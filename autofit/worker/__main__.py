@@ -1,7 +1,7 @@
 """`python -m autofit.worker VERB ...` or, without autofit installed, `python .../autofit/worker/__main__.py VERB ...`.
 
-Verbs: `run SPEC.json` (also without the word), `trace SPEC.json` (`trace -` for many), `probe`; `rank SPEC.json` is what `run`
-starts.
+Verbs: `run SPEC.json` (also without the word), `trace SPEC.json` (`trace -` for many), `profile ORDER.json OUT`, `probe`;
+`rank SPEC.json` is what `run` starts.
 Started by path, the file makes `autofit.worker` importable on its own: no folder with other packages joins `sys.path`.
 """
 
@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-USAGE = "usage: autofit.worker [run] SPEC.json | trace SPEC.json | trace - | probe"
+USAGE = "usage: autofit.worker [run] SPEC.json | trace SPEC.json | trace - | profile ORDER.json OUT | probe"
+_VERBS = {"run", "rank", "trace", "profile", "probe"}
 
 
 def _make_importable() -> None:
@@ -27,15 +28,9 @@ def _make_importable() -> None:
 
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 1 the trial did not complete, 2 usage or an unreadable spec."""
-    verb, rest = (argv[0], argv[1:]) if argv and argv[0] in {"run", "rank", "trace", "probe"} else ("run", argv)
-    if verb == "trace":
-        from autofit.worker.trace import main as trace
-
-        return int(trace(rest))
-    if verb == "probe":
-        from autofit.worker.probe import main as probe
-
-        return probe()
+    verb, rest = (argv[0], argv[1:]) if argv and argv[0] in _VERBS else ("run", argv)
+    if verb in {"trace", "profile", "probe"}:
+        return _asked(verb, rest)
     if len(rest) != 1 or rest[0].startswith("-"):
         sys.stderr.write(f"{USAGE}\n")
         return 2
@@ -53,6 +48,21 @@ def main(argv: list[str]) -> int:
     from autofit.worker.supervisor import supervise
 
     return supervise(order)
+
+
+def _asked(verb: str, rest: list[str]) -> int:
+    """The verbs that answer a question and train nothing."""
+    if verb == "trace":
+        from autofit.worker.trace import main as trace
+
+        return int(trace(rest))
+    if verb == "profile":
+        from autofit.worker.profile import main as profile
+
+        return profile(rest)
+    from autofit.worker.probe import main as probe
+
+    return probe()
 
 
 def _under_torchrun() -> bool:
