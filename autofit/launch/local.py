@@ -27,6 +27,7 @@ from autofit.resources import worker_entry
 RESULT_FILE = "result.json"
 SPEC_FILE = "spec.json"
 _STALE = ("result.json", "rank*.json", "heartbeat.rank*.json", "metrics*.jsonl", "stdout.log", "stderr.log", "process.json")
+_LONG_PHASES = frozenset({"start", "data", "load", "save"})
 _MEMORY_SLACK = 256 * 1024**2
 _STACK_DUMP_SECONDS = 1.0
 
@@ -38,9 +39,9 @@ class Limits:
     trial: float = 1800.0
     """In all, start-up included."""
     load: float = 900.0
-    """Without progress before the first forward: reading weights, building kernels."""
+    """Without progress in the phases that may be long without a sign of life: importing, reading data and weights, saving."""
     hang: float = 180.0
-    """Without progress from then on."""
+    """Without progress in any other."""
     term_grace: float = 5.0
     """Between SIGTERM and SIGKILL."""
     memory_back: float = 60.0
@@ -107,8 +108,8 @@ class LocalExecutor:
                 moved = now
             last = beat or last
             on_tick(last)
-            training = last is not None and last.phase not in {"start", "load"}
-            if now - moved > (self._limits.hang if training else self._limits.load):
+            quick = last is not None and last.phase not in _LONG_PHASES
+            if now - moved > (self._limits.hang if quick else self._limits.load):
                 return _hang(group, last, now - moved)
             if now - started > self._limits.trial:
                 phase = last.phase if last else "start"

@@ -36,7 +36,7 @@ def engine(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
         report.losses.append(2.0 + report.rank)
     report.phase_peak_bytes = {"forward": 100 + report.rank, "backward": 90}
     report.peak_device_bytes = 100 + report.rank
-    report.padded_tokens_per_sample = report.real_tokens_per_sample = 128
+    report.step_tokens = report.step_effective_tokens = [128] * order.total_steps
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from worker_orders import write_spec
 
 from autofit.resources import worker_entry
 
-TORCH_STACK = {"torch", "transformers", "accelerate", "peft", "deepspeed", "pynvml", "numpy", "bitsandbytes"}
+TORCH_STACK = {"torch", "transformers", "accelerate", "peft", "deepspeed", "pynvml", "numpy", "bitsandbytes", "llamafactory"}
 SOURCES = sorted(worker_entry().parent.rglob("*.py"))
 
 
