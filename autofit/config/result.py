@@ -95,6 +95,8 @@ class TrialResult(Frozen):
     """Mean loss of each optimizer step, warm-up included."""
     resumed_loss: float | None = None
     """Loss of the first step after resuming: it should be that of the same step in `losses`. None: nothing was resumed."""
+    resume_problem: str | None = None
+    """What resuming did not bring back, in words: Trainer itself only warns of it."""
     growth_bytes_per_step: float | None = None
     """By how much the peak rises with each optimizer step, batch size accounted for. None: too few steps to tell."""
     crossing_step: int | None = Field(default=None, ge=0)

@@ -52,6 +52,7 @@ def merge(order: Order, reports: list[RankReport]) -> dict[str, Any]:
         **_speed(order, reports, completed=completed),
         "losses": _mean_losses(reports),
         "resumed_loss": _mean([report.resumed_loss for report in reports]),
+        "resume_problem": next((report.resume_problem for report in reports if report.resume_problem), None),
         "trainable_parameters": first.trainable_parameters,
         "total_parameters": first.total_parameters,
         "precision_mode": first.precision_mode,
@@ -92,6 +93,7 @@ _OF_THE_LAST = (
     "error_type",
     "requested_bytes",
     "allocated_bytes",
+    "resume_problem",
     "finished_at",
     "died",
 )

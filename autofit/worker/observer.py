@@ -1,5 +1,6 @@
 """Watches a training from inside: tells meter and heartbeat where it is, keeps losses and token counts."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ class Observer:
     def __init__(self, order: Order, rank: int, heartbeat: Heartbeat, meter: Meter) -> None:
         self._order, self._rank, self._heartbeat, self._meter = order, rank, heartbeat, meter
         self._hooks: list[Any] = []
+        self._train_seconds = 0.0
+        self._watching_since: float | None = None
         self._step = order.first_step
         self._held = 0
         self._step_loss: torch.Tensor | None = None
@@ -30,6 +33,7 @@ class Observer:
         """Hooks into the model and into every optimizer: DeepSpeed steps its own, deep inside."""
         from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+        self._watching_since = time.perf_counter()
         self._hooks = [
             model.register_forward_pre_hook(lambda *_: self._forward_begins()),
             model.register_forward_hook(lambda *_: self.enter("backward")),
@@ -37,9 +41,12 @@ class Observer:
         ]
 
     def leave(self) -> None:
-        """Takes the hooks away."""
+        """Takes the hooks away; the training is over."""
         for hook in self._hooks:
             hook.remove()
+        if self._watching_since is not None:
+            self._train_seconds = time.perf_counter() - self._watching_since
+            self._watching_since = None
 
     def enter(self, phase: str) -> None:
         """A phase of the step begins; inside `during` it is only a sign of life."""
@@ -91,7 +98,9 @@ class Observer:
         self._step_loss = loss if self._step_loss is None else self._step_loss + loss
 
     def fill(self, report: RankReport) -> None:
-        """Writes losses (unrounded) and token counts of the finished steps into the report."""
+        """Stops watching; writes losses (unrounded) and token counts of the finished steps into the report."""
+        self.leave()
+        report.timings["train"] = self._train_seconds
         report.step_tokens = [sum(tokens for tokens, _, _ in step) for step in self._steps]
         report.step_batch_tokens = [max(tokens for tokens, _, _ in step) for step in self._steps]
         report.step_batch_patches = [max(patches for _, patches, _ in step) for step in self._steps]

@@ -37,6 +37,7 @@ class RankReport:
     losses: list[float] = field(default_factory=list)
     """This rank's mean loss of each optimizer step; the job's is the mean over ranks."""
     resumed_loss: float | None = None
+    resume_problem: str | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     precision_mode: str | None = None

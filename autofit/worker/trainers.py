@@ -79,7 +79,9 @@ def guarded(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 
-def observed(base: Any, order: Order, observer: Observer, make_worst: Callable[[Any], Any] | None = None) -> Any:
+def observed(
+    base: Any, order: Order, observer: Observer, report: RankReport, make_worst: Callable[[Any], Any] | None = None
+) -> Any:
     """A subclass of Trainer class `base` that runs a trial.
 
     `make_worst` makes the worst sample out of the training set, for orders that name none.
@@ -147,6 +149,20 @@ def observed(base: Any, order: Order, observer: Observer, make_worst: Callable[[
                 return None
             with observer.during("save"):
                 return super().save_model(*arguments, **named)
+
+        def _issue_warnings_after_load(self, load_result: Any) -> None:
+            """Trainer only warns when a checkpoint's names are not the model's, and goes on with the initial weights."""
+            super()._issue_warnings_after_load(load_result)
+            tied = {
+                name
+                for attribute in ("_keys_to_ignore_on_save", "_tied_weights_keys", "all_tied_weights_keys")
+                for name in getattr(self.model, attribute, None) or ()
+            }
+            if missing := sorted(set(load_result.missing_keys) - tied):
+                report.resume_problem = (
+                    f"resuming leaves {len(missing)} of the model's weights as they were before the training: the checkpoint"
+                    f" has no {missing[0]}"
+                )
 
         def _autofit_guard(self) -> None:
             if not isinstance(self.data_collator, GuardedCollator):

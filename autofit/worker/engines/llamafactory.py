@@ -41,7 +41,6 @@ def run(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
     try:
         _train(order, report, heartbeat, meter, observer)
     finally:
-        observer.leave()
         meter.finish(report)
         observer.fill(report)
 
@@ -58,7 +57,6 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter,
     report.timings["import"] += time.perf_counter() - started
     with _instrumented(order, report, heartbeat, meter, observer):
         run_exp(args=_arguments(order), callbacks=[Watcher(order, observer, report)])
-    report.timings["train"] = time.perf_counter() - started - sum(report.timings.values())
 
 
 def _launched_alike(order: Order) -> None:
@@ -130,7 +128,7 @@ def _instrumented(order: Order, report: RankReport, heartbeat: Heartbeat, meter:
     replaced = {
         "get_dataset": read_data,
         "load_model": build_model,
-        TRAINERS[stage]: observed(trainer, order, observer, make_worst),
+        TRAINERS[stage]: observed(trainer, order, observer, report, make_worst),
     }
     with patch.multiple(workflow, **replaced):
         yield

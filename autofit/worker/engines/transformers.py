@@ -52,20 +52,15 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter,
     meter.start(order.memory_budget_bytes)
     set_seed(order.seed)
     model = build(order.model, trial, order.seed, arguments.device)
-    trainer = observed(_InOrder, order, observer)(
+    trainer = observed(_InOrder, order, observer, report)(
         model=model,
         args=arguments,
         train_dataset=data,
         data_collator=collate,
         callbacks=[Watcher(order, observer, report)],
     )
-    loaded = time.perf_counter()
-    report.timings["load"] = loaded - imported
-    try:
-        trainer.train(resume_from_checkpoint=str(order.resumed_from) if order.resumed_from else None)
-    finally:
-        observer.leave()
-        report.timings["train"] = time.perf_counter() - loaded
+    report.timings["load"] = time.perf_counter() - imported
+    trainer.train(resume_from_checkpoint=str(order.resumed_from) if order.resumed_from else None)
 
 
 class _InOrder(Trainer):
