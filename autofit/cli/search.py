@@ -23,6 +23,10 @@ def search(  # noqa: PLR0917 - one parameter a flag
     device: Annotated[
         Literal["auto", "cuda", "cpu"], typer.Option(help="auto: CUDA. cpu really trains (tiny models only).")
     ] = "auto",
+    engine: Annotated[
+        Literal["auto", "llamafactory", "transformers"],
+        typer.Option(help="Training loop of the trials. auto: LLaMA-Factory where --python has it."),
+    ] = "auto",
     python: Annotated[str | None, typer.Option(help="Interpreter of your training environment; default: this one.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search trials of the study in all; default 24.")] = None,
     time_limit: Annotated[str | None, typer.Option(help="No trial starts that would end later, for example 30m.")] = None,
@@ -56,6 +60,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 "num-gpus": num_gpus,
                 "global-batch-size": global_batch_size,
                 "device": None if device == "auto" else device,
+                "engine": None if engine == "auto" else engine,
                 "sampler": sampler,
                 "seed": seed,
             }
@@ -69,6 +74,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 num_gpus=num_gpus,
                 global_batch_size=global_batch_size,
                 device=device,
+                engine=engine,
                 python=python,
                 sampler=sampler or "tpe",
                 seed=seed or 0,

@@ -87,6 +87,12 @@ def _data(source: Source) -> str:
     if source.result.outcome in NEVER_RUN:
         return "data: none, for this configuration was never run"
     spec = source.spec
+    if source.study.engine == "llamafactory":
+        name = _one_line(source.dataset.name)
+        return (
+            f"data: measured on {name} as LLaMA-Factory prepares it, first and last its longest sample, filled up to"
+            f" {spec.cutoff_len} tokens"
+        )
     images = f", {spec.images.per_sample} image(s) of {spec.images.max_pixels} pixels" if source.uses_images else ""
     return f"data: measured on a synthetic worst batch, every sample {spec.cutoff_len} tokens{images}; not on your dataset"
 

@@ -142,8 +142,8 @@ def _thrash(rank: RankResult, warmup_steps: int) -> tuple[str, str] | None:
     retrying = sum(1 for count in retries if count)
     if len(retries) >= MIN_STEPS and retrying >= RETRYING_STEPS * len(retries):
         words = (
-            f"in {retrying} of {len(retries)} steps the allocator had to release its blocks and try again ({sum(retries)} times):"
-            " the run is at the edge of its memory, and slower for it"
+            f"in {retrying} of {len(retries)} steps the allocator had to release its blocks and try again, {sum(retries)} times"
+            " in all: the run is at the edge of its memory, and slower for it"
         )
         return "AllocatorRetries", words
     whole = fit(rank.step_seconds, [rank.step_tokens], warmup_steps, MIN_STEPS)

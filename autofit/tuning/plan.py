@@ -17,8 +17,9 @@ from autofit.config.record import StudyRecord
 from autofit.config.space import DatasetRef, LegalSpace, SearchSpace, enumerate_space
 from autofit.errors import LaunchError, UsageError
 from autofit.launch import gpus
-from autofit.launch.environment import probe
+from autofit.launch.environment import TrainingEnvironment, probe
 from autofit.store.store import Store
+from autofit.tuning.engine import choose
 from autofit.units import format_bytes
 
 DEFAULT_SPACE = "qwen2_5_vl_7b"
@@ -39,6 +40,7 @@ class SearchRequest:
     num_gpus: int | None = None
     global_batch_size: int | None = None
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    engine: Literal["auto", "llamafactory", "transformers"] = "auto"
     python: str | None = None
     sampler: str = "tpe"
     seed: int = 0
@@ -67,7 +69,9 @@ def plan_study(request: SearchRequest) -> Plan:
     hardware = gpus.detect(_device(request.device, model), space.num_gpus)
     budget, notes = _budget(request.gpu_mem_bytes, hardware)
     legal = enumerate_space(space, model, len(hardware.devices))
-    python = _interpreter(request.python, legal)
+    environment = _interpreter(request.python, legal)
+    choice = choose(request.engine, environment, model, space.dataset, legal.reference, hardware.device)
+    notes += [f"engine {choice.engine}: {choice.why}"] + ([choice.warning] if choice.warning else [])
     now = datetime.now(UTC)
     study = StudyRecord(
         name=request.study or f"{space.name}-{now:%Y%m%d-%H%M%S}",
@@ -75,7 +79,8 @@ def plan_study(request: SearchRequest) -> Plan:
         space=space,
         model=model,
         hardware=hardware,
-        python=python,
+        engine=choice.engine,
+        python=environment.python,
         sampler=request.sampler,
         seed=request.seed,
         gpu_mem_bytes=request.gpu_mem_bytes,
@@ -113,6 +118,7 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
         "seed": study.seed,
         "num-gpus": len(study.hardware.devices),
         "device": study.hardware.device,
+        "engine": study.engine,
         "global-batch-size": study.space.global_batch_size,
         "model": study.space.model,
     }
@@ -205,7 +211,7 @@ def _budget(gpu_mem_bytes: int, hardware: Hardware) -> tuple[int, list[str]]:
     return budget, notes
 
 
-def _interpreter(python: str | None, legal: LegalSpace) -> str:
+def _interpreter(python: str | None, legal: LegalSpace) -> TrainingEnvironment:
     """The training environment's interpreter, asked for what the space's trials need."""
     environment = probe(python or sys.executable)
     methods: set[str] = {point.method for point in legal.points}
@@ -215,4 +221,4 @@ def _interpreter(python: str | None, legal: LegalSpace) -> str:
             f"{environment.python} lacks {', '.join(missing)}, which the trials need; install them there, or name your training"
             " environment with --python PATH"
         )
-    return environment.python
+    return environment

@@ -50,7 +50,7 @@ def test_settling_in_is_no_growth() -> None:
 
 def test_longer_batches_late_in_the_run_are_no_growth() -> None:
     draw = random.Random(1)
-    tokens = [draw.randint(100, 400) + 4 * step for step in range(60)]
+    tokens = [draw.randint(100, 150) + 10 * step for step in range(60)]
     peaks = [BASE + count * 0.1 * MIB + draw.uniform(0, MIB / 10) for count in tokens]
     assert judge(completed(peaks), BASE + 100 * MIB, WARMUP, "cpu").outcome == "GROWTH"  # without the batches it looks so
     known = completed(peaks, step_batch_tokens=tokens, step_batch_patches=[0] * 60)
