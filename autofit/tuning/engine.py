@@ -60,7 +60,7 @@ def untested(version: str) -> str | None:
         return None
     difference = f"older than {oldest}, the oldest" if numbers < TESTED[0] else f"newer than {newest}, the newest"
     return (
-        f"LLaMA-Factory {version} is {difference} that this engine is tested with: a trial that ends CRASHED may mean that a key"
+        f"LLaMA-Factory {version} is {difference} that this engine is tested with: CRASHED trials may mean that a key"
         " or a function has changed; --engine transformers does without"
     )
 
