@@ -110,6 +110,21 @@ def test_the_worst_batch_runs_first_and_again(trial: Run) -> None:
     assert max(batches[1:3]) < 2 * 128
 
 
+def test_one_long_sample_among_a_thousand_is_found(trial: Run, tiny: Path, tmp_path: Path) -> None:
+    """The sampler would draw it some day; a trial of a few steps that leaves it to chance passes."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny / "data", data)
+    rows = [{"instruction": "what", "input": "", "output": "the image shows a small circle " * 4} for _ in range(1000)]
+    rows[900]["output"] *= 10
+    (data / "tiny_text.json").write_text(json.dumps(rows))
+    knobs = {"data": str(data), "micro_batch_size": 4, "cutoff_len": 1024, "gradient_checkpointing": False}
+    by_chance = trial("llamafactory", worst_batch=(0, 1, 2, 3), **knobs)
+    assert by_chance.outcome == "COMPLETED", by_chance.message
+    budget = by_chance.peak_device_bytes + 16 * MIB
+    result = trial("llamafactory", budget=budget, **knobs)
+    assert (result.outcome, result.losses) == ("OOM", [])
+
+
 def test_a_save_out_of_memory_is_told_and_the_seed_gives_the_same_losses(trial: Run, engine: str) -> None:
     roomy = whole(trial, engine)
     result = whole(trial, engine, budget=2 * roomy.peak_device_bytes, fault="hog:save:2048")
