@@ -16,7 +16,7 @@ from autofit.units import format_bytes
 
 MIN_STEPS = 16
 """Steps after the warm-up below which nothing is said: in fewer, settling in cannot be told from growth."""
-MAX_POINTS = 300
+MAX_POINTS = 200
 """Steps that enter the regression, evenly taken from longer runs: its cost grows with their square."""
 HORIZON_STEPS = 10_000
 """A budget that is crossed later counts as not crossed: few fine-tunings have more optimizer steps."""

@@ -19,6 +19,8 @@ from autofit.worker.supervisor import supervise
 
 def engine(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
     heartbeat.beat("load")
+    if order.resumed_from is None and order.output_dir.exists():
+        raise RuntimeError("checkpoints of an earlier attempt are still there")
     fate, _, who = os.environ.get("FAKE_ENGINE", "").partition(":")
     for step in range(order.first_step, order.total_steps):
         heartbeat.beat("forward", step)
