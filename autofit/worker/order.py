@@ -47,7 +47,7 @@ class Order:
 
     @property
     def output_dir(self) -> Path:
-        """What the training itself writes: checkpoints, logs. Gone when the trial ends."""
+        """What the training itself writes: checkpoints, logs. The launcher removes it when the trial has ended."""
         return self.folder / "trainer"
 
     @property

@@ -54,6 +54,7 @@ def run_rank(order: Order) -> int:
     report = RankReport(rank=rank, versions=versions())
     heartbeat = Heartbeat(order.folder, rank)
     heartbeat.beat()
+    heartbeat.keep_flushing()
     try:
         _check_world(order)
         engine = _engine(order)

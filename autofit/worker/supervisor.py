@@ -67,7 +67,6 @@ def supervise(order: Order, command: RankCommand | None = None) -> int:
     if order.resume and not job.terminated and all(report.outcome == "COMPLETED" for report in reports):
         os.environ[RESUME] = "1"
         reports = with_resumed(reports, _run_ranks(job, command, parent))
-    shutil.rmtree(order.output_dir, ignore_errors=True)  # checkpoints are large, and have served their purpose
     return _conclude(job, reports)
 
 

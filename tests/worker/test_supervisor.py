@@ -73,7 +73,6 @@ def test_ranks_that_completed_are_resumed_in_fresh_processes(tmp_path: Path) -> 
     assert result.resumed_loss == 32.5
     assert result.timed_steps == 2
     assert result.timings["resume"] > 0
-    assert not (tmp_path / "trainer").exists()
 
 
 def test_a_failure_after_resuming_says_so_and_keeps_what_was_measured(tmp_path: Path) -> None:
