@@ -88,3 +88,10 @@ def test_doctor_says_which_engine_and_why(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert engine_with({}).detail.startswith("transformers: this interpreter has no LLaMA-Factory")
     assert engine_with({"llamafactory": "0.9.5"}).detail.startswith("llamafactory:")
     assert "newer than 0.9.5" in engine_with({"llamafactory": "0.9.7"}).detail
+
+
+def test_a_relative_interpreter_is_the_same_one_everywhere(
+    tmp_path: Path, stub_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(stub_python).parent)
+    assert environment.probe("./python").python == stub_python
