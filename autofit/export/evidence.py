@@ -72,7 +72,7 @@ def _speed(source: Source) -> str:
         f" {format_seconds(result.step_time_seconds)} an optimizer step"
     )
     if result.timed_steps:
-        text += f" (median of {result.timed_steps})"
+        text += f" (over {result.timed_steps} steps)"
     reference, ratio = source.reference, speed_ratio(source)
     if reference is not None and reference.trial_number == source.trial.trial_number:
         return f"{text}; this is the reference itself"
