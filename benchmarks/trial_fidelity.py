@@ -67,9 +67,10 @@ def plain_rank(spec_file: Path, steps: int, folder: Path) -> None:
     from transformers import Trainer, TrainerCallback
 
     from autofit.worker.batches import WorstBatch, collate
-    from autofit.worker.engines.transformers import _arguments, _prepare_deepspeed
+    from autofit.worker.engines.transformers import training_arguments
     from autofit.worker.models import build, load_config
     from autofit.worker.order import read_order
+    from autofit.worker.startup import prepare_deepspeed
 
     class Clock(TrainerCallback):
         """Notes when an optimizer step ends."""
@@ -89,8 +90,8 @@ def plain_rank(spec_file: Path, steps: int, folder: Path) -> None:
     order = read_order(own)
     config = load_config(order.model)
     if order.trial["zero_stage"]:
-        _prepare_deepspeed(order)
-    arguments = _arguments(order, config)
+        prepare_deepspeed(order)
+    arguments = training_arguments(order, config)
     data = WorstBatch(config, order.trial, seed=order.seed, length=order.total_steps * order.global_batch_size)
     clock = Clock()
     model = build(order.model, order.trial, order.seed, arguments.device)

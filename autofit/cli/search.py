@@ -25,6 +25,10 @@ def search(  # noqa: PLR0917 - one parameter a flag
         typer.Option(help="auto: CUDA if there is any, else none. cpu really trains (tiny models). none only predicts."),
     ] = "auto",
     card: Annotated[str | None, typer.Option(help="With --device none: the card to plan for, for example a100-80gb.")] = None,
+    engine: Annotated[
+        Literal["auto", "llamafactory", "transformers"],
+        typer.Option(help="Training loop of the trials. auto: LLaMA-Factory where --python has it."),
+    ] = "auto",
     python: Annotated[str | None, typer.Option(help="Interpreter of your training environment; default: this one.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Search trials of the study in all; default 24.")] = None,
     time_limit: Annotated[str | None, typer.Option(help="No trial starts that would end later, for example 30m.")] = None,
@@ -59,6 +63,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 "global-batch-size": global_batch_size,
                 "device": None if device == "auto" else device,
                 "card": card,
+                "engine": None if engine == "auto" else engine,
                 "sampler": sampler,
                 "seed": seed,
             }
@@ -73,6 +78,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 global_batch_size=global_batch_size,
                 device=device,
                 card=card,
+                engine=engine,
                 python=python,
                 sampler=sampler or "tpe",
                 seed=seed or 0,

@@ -11,7 +11,7 @@ from autofit.config.model import Model
 from autofit.config.prediction import Prediction
 from autofit.config.result import OUTCOMES_OUT_OF_MEMORY, TrialResult
 from autofit.config.space import SearchSpace
-from autofit.config.trial import TrialSpec
+from autofit.config.trial import Engine, TrialSpec
 
 StudyStatus = Literal["RUNNING", "INTERRUPTED", "FINISHED"]
 Purpose = Literal["search", "confirm"]
@@ -26,7 +26,8 @@ class StudyRecord(Frozen):
     space: SearchSpace
     model: Model
     hardware: Hardware
-    engine: Literal["transformers", "llamafactory"] = "transformers"
+    engine: Engine = "transformers"
+    """The training loop that runs the trials."""
     python: str
     """Interpreter of the training environment."""
     executor: Literal["local"] = "local"

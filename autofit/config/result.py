@@ -23,7 +23,7 @@ Outcome = Literal[
     "SKIPPED",
     "PREDICTED",
 ]
-Phase = Literal["start", "load", "forward", "backward", "optimizer_step", "eval", "save"]
+Phase = Literal["start", "data", "load", "forward", "backward", "optimizer_step", "eval", "save"]
 
 OUTCOMES_OUT_OF_MEMORY = frozenset({"OOM", "HOST_OOM"})
 
@@ -47,6 +47,16 @@ class RankResult(Frozen):
     """peak_device_bytes of each optimizer step, warm-up included."""
     step_seconds: list[float] = []
     """Seconds of each optimizer step, warm-up included; the device is synchronised at both ends."""
+    step_tokens: list[int] = []
+    """Tokens of each optimizer step as the model computes them, padding included."""
+    step_effective_tokens: list[int] = []
+    """Those of them that are not padding."""
+    step_batch_tokens: list[int] = []
+    """Tokens, padding included, of the largest micro-batch of each optimizer step: what its peak depends on."""
+    step_batch_patches: list[int] = []
+    """Likewise image patches; 0 for text."""
+    step_alloc_retries: list[int] = []
+    """CUDA: `num_alloc_retries` of each optimizer step; empty on the CPU."""
     baseline_bytes: int | None = None
     """Memory the process (CPU) or the device (CUDA) held before the model was built; not part of the peaks on the CPU."""
     num_alloc_retries: int | None = None
@@ -74,7 +84,7 @@ class TrialResult(Frozen):
     peak_device_bytes: int | None = Field(default=None, gt=0)
     """What the device loses, maximum over ranks: this decides whether it fits. On the CPU: growth of the physical peak."""
     step_time_seconds: float | None = Field(default=None, gt=0)
-    """Median of the timed optimizer steps."""
+    """Of the timed optimizer steps: the median where all are equally long, the mean where real batches vary in length."""
     samples_per_second: float | None = Field(default=None, gt=0)
     tokens_per_second: float | None = Field(default=None, gt=0)
     """Padded tokens, whole job."""
@@ -83,6 +93,16 @@ class TrialResult(Frozen):
     timed_steps: int | None = Field(default=None, gt=0)
     losses: list[float] = []
     """Mean loss of each optimizer step, warm-up included."""
+    resumed_loss: float | None = None
+    """Loss of the first step after resuming: it should be that of the same step in `losses`. None: nothing was resumed."""
+    resume_problem: str | None = None
+    """What resuming did not bring back, in words: Trainer itself only warns of it."""
+    growth_bytes_per_step: float | None = None
+    """By how much the peak rises with each optimizer step, batch size accounted for. None: too few steps to tell."""
+    crossing_step: int | None = Field(default=None, ge=0)
+    """GROWTH: optimizer step at which the budget will be crossed at that rate."""
+    crossing_step_low: int | None = Field(default=None, ge=0)
+    crossing_step_high: int | None = Field(default=None, ge=0)
     trainable_parameters: int | None = Field(default=None, gt=0)
     total_parameters: int | None = Field(default=None, gt=0)
     precision_mode: str | None = None
@@ -94,7 +114,7 @@ class TrialResult(Frozen):
     versions: dict[str, str] = {}
     hardware: dict[str, Any] = {}
     timings: dict[str, float] = {}
-    """Seconds by part of the worker's life: import, load, train, total."""
+    """Seconds by part of the worker's life: import, data, load, train, total; resume: all of the process that resumed."""
     ranks: list[RankResult] = []
 
     @model_validator(mode="after")

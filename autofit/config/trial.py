@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -11,6 +11,7 @@ from autofit.config.model import Model, ModelRef
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Method = Literal["full", "lora", "freeze"]
+Engine = Literal["transformers", "llamafactory"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit", "adafactor", "sgd"]
 
 
@@ -86,6 +87,18 @@ class Measure(Frozen):
     """Optimizer steps before timing starts; the first also allocates the optimizer state."""
     steps: int = Field(default=5, ge=1, le=100_000)
     """Optimizer steps that are timed."""
+    evaluate: bool = False
+    """Afterwards an evaluation of the longest samples at the evaluation's own batch size, and one more step."""
+    save: bool = False
+    """Afterwards (after the evaluation) a checkpoint with all that resuming needs, and one more step."""
+    resume: bool = False
+    """Then a fresh process resumes from the checkpoint and makes the step after it again; needs `save`."""
+
+    @model_validator(mode="after")
+    def _resume_what_was_saved(self) -> Self:
+        if self.resume and not self.save:
+            raise ValueError("resume needs save: without a checkpoint there is nothing to resume from")
+        return self
 
 
 class RunSpec(Frozen):
@@ -94,7 +107,14 @@ class RunSpec(Frozen):
     schema_version: Literal[1] = 1
     trial: TrialSpec
     model: Model
-    engine: Literal["transformers", "llamafactory"] = "transformers"
+    engine: Engine = "transformers"
+    arguments: dict[str, Any] | None = None
+    """Engine `llamafactory`: the keys of its YAML file, which go to LLaMA-Factory as they are. The worker adds only what makes
+    the run a trial (folder, number of steps, no reports) and, on the CPU, cuts DeepSpeed's buckets to the model's size."""
+    worst_batch: tuple[int, ...] | None = None
+    """Samples (their places in the tokenised training set) of the micro-batch that runs first and again after the timed steps,
+    on all ranks. None: engine `llamafactory` takes the longest sample, filled up to `cutoff_len`; engine `transformers` runs
+    on nothing but synthetic samples of that length."""
     device: Literal["cuda", "cpu"]
     measure: Measure
     memory_budget_bytes: PositiveInt | None = None
@@ -106,4 +126,10 @@ class RunSpec(Frozen):
     def _buildable(self) -> Self:
         if not (self.model.config or self.model.path or self.model.id):
             raise ValueError("the model has neither a config, nor a folder, nor a hub id")
+        if (self.engine == "llamafactory") != (self.arguments is not None):
+            raise ValueError("arguments are for engine llamafactory, which cannot do without them")
+        if self.worst_batch is not None and len(self.worst_batch) != self.trial.micro_batch_size:
+            raise ValueError(
+                f"worst_batch names {len(self.worst_batch)} sample(s), but micro_batch_size is {self.trial.micro_batch_size}"
+            )
         return self

@@ -50,10 +50,15 @@ def deepspeed_config(spec: TrialSpec, *, bucket_elements: int = BUCKET_ELEMENTS)
 
 
 def config_for(source: Source) -> dict[str, Any] | None:
-    """`deepspeed_config` with the bucket that the trial had: on a CPU no more than the model's own size."""
+    """`deepspeed_config` with the bucket that the trial had."""
+    return deepspeed_config(source.spec, bucket_elements=bucket_for(source))
+
+
+def bucket_for(source: Source) -> int:
+    """Elements of the bucket that the trial had: on a CPU no more than the model's own size."""
     size = source.result.total_parameters
     on_cpu = source.study.hardware.device == "cpu"
-    return deepspeed_config(source.spec, bucket_elements=min(BUCKET_ELEMENTS, size) if on_cpu and size else BUCKET_ELEMENTS)
+    return min(BUCKET_ELEMENTS, size) if on_cpu and size else BUCKET_ELEMENTS
 
 
 def standalone_config(source: Source) -> dict[str, Any] | None:

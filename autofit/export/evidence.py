@@ -81,7 +81,7 @@ def _speed(source: Source) -> str:
         f" {format_seconds(result.step_time_seconds)} an optimizer step"
     )
     if result.timed_steps:
-        text += f" (median of {result.timed_steps})"
+        text += f" (over {result.timed_steps} steps)"
     reference, ratio = source.reference, speed_ratio(source)
     if reference is not None and reference.trial_number == source.trial.trial_number:
         return f"{text}; this is the reference itself"
@@ -109,6 +109,12 @@ def _data(source: Source) -> str:
     if source.result.outcome in NEVER_RUN:
         return "data: none, for this configuration was never run"
     spec = source.spec
+    if source.study.engine == "llamafactory":
+        name = _one_line(source.dataset.name)
+        return (
+            f"data: measured on {name} as LLaMA-Factory prepares it, first and last its longest sample, filled up to"
+            f" {spec.cutoff_len} tokens"
+        )
     images = f", {spec.images.per_sample} image(s) of {spec.images.max_pixels} pixels" if source.uses_images else ""
     return f"data: measured on a synthetic worst batch, every sample {spec.cutoff_len} tokens{images}; not on your dataset"
 

@@ -1,7 +1,4 @@
-"""LLaMA-Factory 0.9.5: one `train.yaml`, the DeepSpeed config inside, and the evidence as comments.
-
-Every value that LLaMA-Factory would otherwise choose differently from the trial is written out.
-"""
+"""LLaMA-Factory 0.9.5: one `train.yaml`, the DeepSpeed config inside, and the evidence as comments."""
 
 import io
 import shlex
@@ -12,18 +9,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
 from autofit.config.trial import TrialSpec
-from autofit.errors import UsageError
-from autofit.export.deepspeed import config_for
+from autofit.export.deepspeed import bucket_for
 from autofit.export.evidence import evidence, warning
+from autofit.export.llamafactory_arguments import sections
 from autofit.export.source import Source
-from autofit.export.templates import template_for
 
 FILE = "train.yaml"
-ATTENTION = {"auto": "auto", "eager": "disabled", "sdpa": "sdpa", "flash_attention_2": "fa2"}
-FREEZE_TRAINABLE_LAYERS = 2
-"""Layers that method `freeze` trains: LLaMA-Factory's default, and the worker's."""
-LEARNING_RATE = {"full": 1.0e-5, "freeze": 1.0e-5, "lora": 1.0e-4}
-"""LLaMA-Factory's own examples (`examples/train_full`, `examples/train_lora`)."""
 
 
 def render(source: Source) -> dict[str, str]:
@@ -32,7 +23,6 @@ def render(source: Source) -> dict[str, str]:
     Raises:
         UsageError: LLaMA-Factory cannot run what the trial ran, or the model has no weights or no certain template.
     """
-    _refuse(source)
     document = CommentedMap()
     for title, section in _sections(source).items():
         first = next(iter(section))
@@ -64,102 +54,17 @@ def needs_torchrun(spec: TrialSpec) -> bool:
     return spec.num_gpus > 1 or spec.zero_stage > 0
 
 
-def _refuse(source: Source) -> None:
-    if source.spec.precision == "fp32" and source.study.hardware.device != "cpu":
-        raise UsageError(
-            "LLaMA-Factory 0.9.5 does not train in fp32 on a GPU: without bf16 or fp16 it loads the weights in half precision; "
-            "export with --launcher transformers, or search with precision bf16"
-        )
-
-
 def _sections(source: Source) -> dict[str, dict[str, Any]]:
-    """Heading -> keys; none is empty, and no key occurs twice."""
+    """Heading -> keys: what the trial ran with, and the output."""
+    device = source.study.hardware.device
     return {
-        "model": _model(source),
-        "method": _method(source),
-        "data": _data(source),
-        "memory and speed: what the search chose": _chosen(source),
-        "schedule: not part of the search, change it as you like": _schedule(source),
+        **sections(source.spec, source.model, source.study.space.dataset, device, bucket_for(source)),
         "output": {
             "output_dir": source.output_dir,
             "logging_steps": 10,
             "save_steps": 500,
             "report_to": "none",
         },
-    }
-
-
-def _model(source: Source) -> dict[str, Any]:
-    spec = source.spec
-    section: dict[str, Any] = {
-        "model_name_or_path": source.model_name_or_path(),
-        "flash_attn": ATTENTION[spec.attention],
-        "disable_gradient_checkpointing": not spec.gradient_checkpointing,
-    }
-    if spec.fused_cross_entropy:
-        section["enable_liger_kernel"] = True
-    if source.uses_images:
-        section["image_max_pixels"] = spec.images.max_pixels
-    return section
-
-
-def _method(source: Source) -> dict[str, Any]:
-    spec = source.spec
-    section: dict[str, Any] = {"stage": "sft", "do_train": True, "finetuning_type": spec.method}
-    if spec.method == "lora":
-        section |= {"lora_rank": spec.lora.rank, "lora_target": spec.lora.target}
-    if spec.method == "freeze":
-        section["freeze_trainable_layers"] = FREEZE_TRAINABLE_LAYERS
-    if source.model.is_vision_language:
-        section |= {
-            "freeze_vision_tower": spec.freeze_vision_tower,
-            "freeze_multi_modal_projector": spec.freeze_multi_modal_projector,
-            "freeze_language_model": spec.freeze_language_model,
-        }
-    return section
-
-
-def _data(source: Source) -> dict[str, Any]:
-    dataset = source.dataset
-    return {
-        "dataset": dataset.name,
-        "dataset_dir": dataset.dir,
-        "template": dataset.template or template_for(source.model),
-        "cutoff_len": source.spec.cutoff_len,
-        "preprocessing_num_workers": 1 if source.study.hardware.device == "cpu" else 16,
-    }
-
-
-def _chosen(source: Source) -> dict[str, Any]:
-    spec = source.spec
-    section: dict[str, Any] = {
-        "per_device_train_batch_size": spec.micro_batch_size,
-        "per_device_eval_batch_size": spec.micro_batch_size,
-        "gradient_accumulation_steps": spec.gradient_accumulation_steps,
-        "optim": spec.optimizer,
-        **_precision(spec),
-    }
-    if source.study.hardware.device == "cpu" and spec.precision != "fp32":
-        section["use_cpu"] = True
-    if (config := config_for(source)) is not None:
-        section["deepspeed"] = config
-    return section
-
-
-def _precision(spec: TrialSpec) -> dict[str, Any]:
-    if spec.pure_bf16:  # `bf16` beside it would add autocast
-        return {"pure_bf16": True}
-    return {"bf16": spec.precision == "bf16", "fp16": spec.precision == "fp16"}
-
-
-def _schedule(source: Source) -> dict[str, Any]:
-    return {
-        "num_train_epochs": 3.0,
-        "learning_rate": LEARNING_RATE[source.spec.method],
-        "lr_scheduler_type": "cosine",
-        "warmup_ratio": 0.1,
-        "ddp_timeout": 180_000_000,
-        "seed": 42,
     }
 
 

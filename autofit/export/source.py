@@ -46,16 +46,8 @@ class Source:
 
     @property
     def dataset(self) -> DatasetRef:
-        """The space's dataset, or LLaMA-Factory's own demo for that kind of model.
-
-        A folder with a `dataset_info.json` is made absolute, so that the files run from anywhere.
-        """
-        dataset = self.study.space.dataset or DatasetRef(
-            name="mllm_demo" if self.model.is_vision_language else "alpaca_en_demo"
-        )
-        if (Path(dataset.dir) / "dataset_info.json").is_file():
-            return dataset.model_copy(update={"dir": str(Path(dataset.dir).resolve())})
-        return dataset
+        """What the launcher reads."""
+        return dataset_for(self.model, self.study.space.dataset)
 
     @property
     def uses_images(self) -> bool:
@@ -73,16 +65,36 @@ class Source:
         Raises:
             UsageError: the model is a bare config.
         """
-        if self.model.path:
-            folder = Path(self.model.path)
-            if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
-                raise UsageError(
-                    f"model folder {folder} has no weights (*.safetensors or *.bin); put them there, or search with --model DIR"
-                )
-            return self.model.path
-        if self.model.id:
-            return self.model.id
-        raise UsageError(
-            f"model {self.model.label} is a bare config without weights, which no launcher can load; "
-            "search with --model DIR, a Hugging Face folder that has them"
-        )
+        return weights_of(self.model)
+
+
+def dataset_for(model: Model, dataset: DatasetRef | None) -> DatasetRef:
+    """The space's dataset, or LLaMA-Factory's own demo for that kind of model.
+
+    A folder with a `dataset_info.json` is made absolute, so that the files run from anywhere.
+    """
+    chosen = dataset or DatasetRef(name="mllm_demo" if model.is_vision_language else "alpaca_en_demo")
+    if (Path(chosen.dir) / "dataset_info.json").is_file():
+        return chosen.model_copy(update={"dir": str(Path(chosen.dir).resolve())})
+    return chosen
+
+
+def weights_of(model: Model) -> str:
+    """Where a launcher loads a model's weights from: a folder or a hub id.
+
+    Raises:
+        UsageError: the model is a bare config.
+    """
+    if model.path:
+        folder = Path(model.path)
+        if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+            raise UsageError(
+                f"model folder {folder} has no weights (*.safetensors or *.bin); put them there, or search with --model DIR"
+            )
+        return model.path
+    if model.id:
+        return model.id
+    raise UsageError(
+        f"model {model.label} is a bare config without weights, which no launcher can load; "
+        "search with --model DIR, a Hugging Face folder that has them"
+    )

@@ -13,7 +13,8 @@ from typing import Any
 from autofit.config.trial import TrialSpec
 from autofit.export.deepspeed import config_for
 from autofit.export.evidence import evidence, warning
-from autofit.export.llamafactory import FREEZE_TRAINABLE_LAYERS, LEARNING_RATE, needs_torchrun
+from autofit.export.llamafactory import needs_torchrun
+from autofit.export.llamafactory_arguments import FREEZE_TRAINABLE_LAYERS, LEARNING_RATE
 from autofit.export.source import Source
 
 ARGUMENTS_FILE = "train_args.json"

@@ -33,9 +33,13 @@ class TrainingEnvironment(Frozen):
 def probe(python: str) -> TrainingEnvironment:
     """Asks an interpreter what it has, without importing any of it.
 
+    A relative path becomes absolute, for trials start in folders of their own; links stay, for they are what makes a venv.
+
     Raises:
         LaunchError: it is no Python that can run the worker.
     """
+    if os.sep in python:
+        python = str(Path(python).expanduser().absolute())
     command = [python, str(worker_entry()), "probe"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True)

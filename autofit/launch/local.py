@@ -6,6 +6,7 @@ HOST_OOM (the kernel killed it for memory), CRASHED (no result, or one that cann
 """
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -26,7 +27,10 @@ from autofit.resources import worker_entry
 
 RESULT_FILE = "result.json"
 SPEC_FILE = "spec.json"
+OUTPUT_DIR = "trainer"
+"""Where the training itself writes, in the run folder."""
 _STALE = ("result.json", "rank*.json", "heartbeat.rank*.json", "metrics*.jsonl", "stdout.log", "stderr.log", "process.json")
+_LONG_PHASES = frozenset({"start", "data", "load", "save"})
 _MEMORY_SLACK = 256 * 1024**2
 _STACK_DUMP_SECONDS = 1.0
 
@@ -38,9 +42,9 @@ class Limits:
     trial: float = 1800.0
     """In all, start-up included."""
     load: float = 900.0
-    """Without progress before the first forward: reading weights, building kernels."""
+    """Without progress in the phases that may be long without a sign of life: importing, reading data and weights, saving."""
     hang: float = 180.0
-    """Without progress from then on."""
+    """Without progress in any other."""
     term_grace: float = 5.0
     """Between SIGTERM and SIGKILL."""
     memory_back: float = 60.0
@@ -81,8 +85,11 @@ class LocalExecutor:
         uuids = [device.uuid for device in self._hardware.devices]
         env = worker_variables(self._python, spec.trial, spec.device, uuids)
         kills_before = kernel_oom_kills()
-        with ProcessGroup(argv, env, run_dir, self._limits.term_grace) as group:
-            ended = self._watch(group, run_dir, on_tick)
+        try:
+            with ProcessGroup(argv, env, run_dir, self._limits.term_grace) as group:
+                ended = self._watch(group, run_dir, on_tick)
+        finally:
+            shutil.rmtree(run_dir / OUTPUT_DIR, ignore_errors=True)  # checkpoints are large, and have served their purpose
         if isinstance(ended, TrialResult):
             return ended
         return self._read(run_dir, ended, kernel_oom_kills() - kills_before)
@@ -90,6 +97,7 @@ class LocalExecutor:
     def recover(self, run_dir: Path, trial: TrialSpec) -> TrialResult | None:
         """The result of a trial whose driver was killed, if it had one; ends what is left of it."""
         end_leftover(run_dir)
+        shutil.rmtree(run_dir / OUTPUT_DIR, ignore_errors=True)
         try:
             ran = RunSpec.model_validate_json((run_dir / SPEC_FILE).read_bytes()).trial
         except (OSError, ValidationError):
@@ -107,8 +115,8 @@ class LocalExecutor:
                 moved = now
             last = beat or last
             on_tick(last)
-            training = last is not None and last.phase not in {"start", "load"}
-            if now - moved > (self._limits.hang if training else self._limits.load):
+            quick = last is not None and last.phase not in _LONG_PHASES
+            if now - moved > (self._limits.hang if quick else self._limits.load):
                 return _hang(group, last, now - moved)
             if now - started > self._limits.trial:
                 phase = last.phase if last else "start"

@@ -21,10 +21,12 @@ from autofit.config.record import Purpose, StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
 from autofit.config.trial import Measure, RunSpec, TrialSpec
 from autofit.errors import AutofitError, Interrupted
+from autofit.export.llamafactory_arguments import arguments
 from autofit.launch import gpus
 from autofit.launch.local import Heartbeat, Limits, LocalExecutor
 from autofit.search.samplers import Context, propose
 from autofit.store.store import Store
+from autofit.tuning.growth import judge
 from autofit.tuning.plan import Plan
 from autofit.tuning.winner import Compromise, compromise_table, nearest_miss, ranking, within_budget
 
@@ -198,6 +200,8 @@ class _Driver:
 
     def _finish(self, trial: TrialRecord, result: TrialResult) -> TrialRecord:
         now = datetime.now(UTC)
+        study = self._study
+        result = judge(result, study.memory_budget_bytes, study.space.measure.warmup_steps, study.hardware.device)
         self._store.finish_trial(self._study.name, trial.trial_number, now, result)
         done = trial.model_copy(update={"finished_at": now, "result": result})
         self._listener.finished(done)
@@ -210,14 +214,17 @@ class _Driver:
                 warmup_steps=measure.warmup_steps,
                 steps=CONFIRM_FACTOR * (measure.warmup_steps + measure.steps) - measure.warmup_steps,
             )
+        study = self._study
+        is_llamafactory, device = study.engine == "llamafactory", study.hardware.device
         return RunSpec(
             trial=trial.spec,
-            model=self._study.model,
-            engine=self._study.engine,
-            device=self._study.hardware.device,
+            model=study.model,
+            engine=study.engine,
+            arguments=arguments(trial.spec, study.model, study.space.dataset, device) if is_llamafactory else None,
+            device=device,
             measure=measure,
-            memory_budget_bytes=self._study.memory_budget_bytes,
-            seed=self._study.seed,
+            memory_budget_bytes=study.memory_budget_bytes,
+            seed=study.seed,
         )
 
     def _trials(self, purpose: Purpose) -> list[TrialRecord]:

@@ -11,6 +11,7 @@ from autofit.config.base import Frozen
 from autofit.errors import AutofitError
 from autofit.launch import gpus
 from autofit.launch.environment import probe
+from autofit.tuning.engine import untested
 from autofit.units import GIB, format_bytes
 
 NEEDED_FOR = {
@@ -19,7 +20,7 @@ NEEDED_FOR = {
     "accelerate": "every trial",
     "peft": "LoRA",
     "deepspeed": "ZeRO 1-3",
-    "llamafactory": "launching what is exported",
+    "llamafactory": "trials that are the run to be launched, and launching it",
 }
 LEAST_DISK_BYTES = GIB
 
@@ -59,10 +60,20 @@ def _interpreter(python: str) -> list[Finding]:
                     mend=f"{python} -m pip install {name}",
                 )
             )
-    engine = "transformers: it is the engine of this version" + (
-        "; what is exported runs under the LLaMA-Factory found here" if "llamafactory" in versions else ""
+    return [*found, _engine(versions.get("llamafactory"))]
+
+
+def _engine(version: str | None) -> Finding:
+    if version is None:
+        detail = "transformers: this interpreter has no LLaMA-Factory, so trials run Hugging Face Trainer on synthetic batches"
+        return Finding(what="engine", status="note", detail=detail)
+    detail = (
+        f"llamafactory: this interpreter has LLaMA-Factory {version}, so trials are its own training, where the model has"
+        " weights and a tokenizer and the dataset is there"
     )
-    return [*found, Finding(what="engine", status="note", detail=engine)]
+    if (warning := untested(version)) is not None:
+        return Finding(what="engine", status="note", detail=f"{detail}; but {warning}")
+    return Finding(what="engine", status="ok", detail=detail)
 
 
 def _devices() -> list[Finding]:

@@ -18,9 +18,10 @@ from autofit.config.space import DatasetRef, LegalSpace, SearchSpace, enumerate_
 from autofit.data.sources import find_sources
 from autofit.errors import UsageError
 from autofit.launch import gpus
-from autofit.launch.environment import probe
+from autofit.launch.environment import TrainingEnvironment, probe
 from autofit.predict.devices import device_model, for_memory
 from autofit.store.store import Store
+from autofit.tuning.engine import Choice, choose
 from autofit.units import format_bytes
 
 DEFAULT_SPACE = "qwen2_5_vl_7b"
@@ -42,6 +43,7 @@ class SearchRequest:
     global_batch_size: int | None = None
     device: Literal["auto", "cuda", "cpu", "none"] = "auto"
     card: str | None = None
+    engine: Literal["auto", "llamafactory", "transformers"] = "auto"
     python: str | None = None
     sampler: str = "tpe"
     seed: int = 0
@@ -71,7 +73,12 @@ def plan_study(request: SearchRequest) -> Plan:
     budget, more = _budget(request.gpu_mem_bytes, hardware)
     notes += more
     legal = enumerate_space(space, model, len(hardware.devices))
-    python = _interpreter(request.python, legal, runs=hardware.device != "none")
+    runs = hardware.device != "none"
+    environment = _interpreter(request.python, legal, runs=runs)
+    choice = Choice("transformers", "nothing is run")
+    if runs:
+        choice = choose(request.engine, environment, model, space.dataset, legal.reference, hardware.device)
+        notes += [f"engine {choice.engine}: {choice.why}"] + ([choice.warning] if choice.warning else [])
     now = datetime.now(UTC)
     study = StudyRecord(
         name=request.study or f"{space.name}-{now:%Y%m%d-%H%M%S}",
@@ -79,7 +86,8 @@ def plan_study(request: SearchRequest) -> Plan:
         space=space,
         model=model,
         hardware=hardware,
-        python=python,
+        engine=choice.engine,
+        python=environment.python,
         sampler=request.sampler,
         seed=request.seed,
         gpu_mem_bytes=request.gpu_mem_bytes,
@@ -118,6 +126,7 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
         "num-gpus": len(study.hardware.devices),
         "device": study.hardware.device,
         "card": study.hardware.devices[0].name,
+        "engine": study.engine,
         "global-batch-size": study.space.global_batch_size,
         "model": study.space.model,
     }
@@ -219,7 +228,7 @@ def _budget(gpu_mem_bytes: int, hardware: Hardware) -> tuple[int, list[str]]:
     return budget, notes
 
 
-def _interpreter(python: str | None, legal: LegalSpace, *, runs: bool) -> str:
+def _interpreter(python: str | None, legal: LegalSpace, *, runs: bool) -> TrainingEnvironment:
     """The training environment's interpreter, asked for what the space's trials (or only their predictions) need."""
     environment = probe(python or sys.executable)
     methods: set[str] = {point.method for point in legal.points}
@@ -229,4 +238,4 @@ def _interpreter(python: str | None, legal: LegalSpace, *, runs: bool) -> str:
             f"{environment.python} lacks {', '.join(missing)}, which the trials need; install them there, or name your training"
             " environment with --python PATH"
         )
-    return environment.python
+    return environment

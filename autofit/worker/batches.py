@@ -59,16 +59,6 @@ class WorstBatch(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
                 f" cutoff_len or lower images.max_pixels"
             )
 
-    @property
-    def padded_tokens_per_sample(self) -> int:
-        """Tokens of a sample as the model computes them, padding included."""
-        return self._cutoff
-
-    @property
-    def real_tokens_per_sample(self) -> int:
-        """Tokens of a sample that are not padding: all of them, in the worst batch."""
-        return self._cutoff
-
     def __len__(self) -> int:
         return self._length
 

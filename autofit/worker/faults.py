@@ -6,6 +6,8 @@ A comma-separated list of:
     crash:RANK:STEP     raises RuntimeError
     data:RANK:STEP      raises DataError
     oom-host:RANK:STEP  SIGKILLs itself as the kernel's OOM killer does, and lets the supervisor see one more such kill
+    leak:RANK:MIB       keeps that much more memory from each optimizer step on
+    hog:PHASE:MIB       takes that much memory when an evaluation (`eval`) or a save (`save`) begins
     ignore-sigterm      supervisor and ranks ignore SIGTERM
     torn-result         the supervisor dies half-way through a result.json written without care
     garbage-result      result.json holds something that is not JSON, and garbage is printed
@@ -19,6 +21,8 @@ from pathlib import Path
 from autofit.worker.outcomes import DataError
 
 VARIABLE = "AUTOFIT_FAULT"
+_MIB = 2**20
+_leaked: list[bytearray] = []
 _SIMULATED_KILL = "simulated-oom-kill"
 
 
@@ -34,6 +38,8 @@ def strike(rank: int, step: int, folder: Path) -> None:
         return
     here = f":{rank}:{step}"
     for fault in faults.split(","):
+        if fault.startswith(f"leak:{rank}:") and len(_leaked) <= step:
+            _leaked.append(_touched(int(fault.rpartition(":")[2])))
         if not fault.endswith(here):
             continue
         kind = fault.removesuffix(here)
@@ -48,6 +54,18 @@ def strike(rank: int, step: int, folder: Path) -> None:
             raise RuntimeError("planted crash")
         if kind == "data":
             raise DataError("planted data error")
+
+
+def strike_phase(phase: str) -> None:
+    """Commits the faults planted for this phase."""
+    for fault in os.environ.get(VARIABLE, "").split(","):
+        if fault.startswith(f"hog:{phase}:"):
+            _touched(int(fault.rpartition(":")[2]))
+
+
+def _touched(mebibytes: int) -> bytearray:
+    """Host memory that is really there."""
+    return bytearray(b"x") * (mebibytes * _MIB)
 
 
 def simulated_oom_kills(folder: Path) -> int:

@@ -6,6 +6,7 @@ and `time` (`time.time()` at the last write). A rank hangs when `progress` stays
 """
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -28,7 +29,9 @@ class Heartbeat:
         self._path = heartbeat_path(folder, rank)
         self._rank = rank
         self._progress = 0
+        self._written = 0
         self._written_at = float("-inf")
+        self._lock = threading.Lock()
 
     def beat(self, phase: str | None = None, step: int | None = None) -> None:
         """Notes a sign of life; writes the file when INTERVAL_SECONDS have passed, or into or out of a long phase."""
@@ -41,7 +44,28 @@ class Heartbeat:
         now = time.monotonic()
         if moved or now - self._written_at >= INTERVAL_SECONDS:
             self._written_at = now
-            self._write()
+            self.flush()
+
+    def keep_flushing(self) -> None:
+        """Has a thread write what the throttle holds back, so that the last sign of life of a rank that stops is seen.
+
+        It only writes: a rank that hangs makes no progress with it. Without it the rank that stopped first can look like the
+        one that got furthest, by the half second of signs that none has written yet.
+        """
+
+        def flush_for_ever() -> None:
+            while True:
+                time.sleep(INTERVAL_SECONDS)
+                self.flush()
+
+        threading.Thread(target=flush_for_ever, name="heartbeat", daemon=True).start()
+
+    def flush(self) -> None:
+        """Writes signs of life that have not been written."""
+        with self._lock:
+            if self._written != self._progress:
+                self._written = self._progress
+                self._write()
 
     def _write(self) -> None:
         content = {

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def merge(order: Order, reports: list[RankReport]) -> dict[str, Any]:
         "peak_device_bytes": _highest(reports, lambda report: report.peak_device_bytes),
         **_speed(order, reports, completed=completed),
         "losses": _mean_losses(reports),
+        "resumed_loss": _mean([report.resumed_loss for report in reports]),
+        "resume_problem": next((report.resume_problem for report in reports if report.resume_problem), None),
         "trainable_parameters": first.trainable_parameters,
         "total_parameters": first.total_parameters,
         "precision_mode": first.precision_mode,
@@ -60,6 +63,40 @@ def merge(order: Order, reports: list[RankReport]) -> dict[str, Any]:
         "timings": _slowest(reports),
         "ranks": [{name: getattr(report, name) for name in RANK_RESULT_FIELDS} for report in reports],
     }
+
+
+def with_resumed(reports: list[RankReport], resumed: list[RankReport]) -> list[RankReport]:
+    """The reports of a run, and of the processes that resumed from its checkpoint, as those of one run.
+
+    Memory is the higher of the two; a failure is the resumed one's. Speed stays that of the run.
+    """
+    merged = []
+    for first, second in zip(reports, resumed, strict=True):
+        phases = {
+            phase: max(first.phase_peak_bytes.get(phase, 0), second.phase_peak_bytes.get(phase, 0))
+            for phase in {**first.phase_peak_bytes, **second.phase_peak_bytes}
+        }
+        changes: dict[str, Any] = {name: getattr(second, name) for name in _OF_THE_LAST}
+        if second.message is not None:
+            changes["message"] = f"after resuming from the checkpoint: {second.message}"
+        for name in ("peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes"):
+            changes[name] = max(getattr(first, name) or 0, getattr(second, name) or 0) or None
+        changes["timings"] = {**first.timings, "resume": second.timings.get("total", 0.0)}
+        changes["resumed_loss"] = second.losses[0] if second.losses else None
+        merged.append(replace(first, phase_peak_bytes=phases, **changes))
+    return merged
+
+
+_OF_THE_LAST = (
+    "outcome",
+    "phase",
+    "error_type",
+    "requested_bytes",
+    "allocated_bytes",
+    "resume_problem",
+    "finished_at",
+    "died",
+)
 
 
 def _blame(report: RankReport) -> tuple[int, bool, bool, float]:
@@ -78,27 +115,41 @@ def _phase_of_peak(reports: list[RankReport]) -> str | None:
 
 
 def _speed(order: Order, reports: list[RankReport], *, completed: bool) -> dict[str, float | int | None]:
-    """The median over timed steps of the slowest rank's step, and what follows from it. All None unless all completed."""
+    """The timed steps, each as long as its slowest rank took, and what follows from them. All None unless all completed.
+
+    Of equally large steps the median counts, which an interruption from outside does not move; of real batches the mean, for
+    the long ones are as much a part of the training as the short ones.
+    """
     names = ("step_time_seconds", "samples_per_second", "tokens_per_second", "effective_tokens_per_second", "timed_steps")
-    slowest = [max(times) for times in zip(*(report.step_seconds for report in reports), strict=False)]
-    timed = slowest[order.warmup_steps :]
+    timed = _timed(order, [report.step_seconds for report in reports], max)
     if not completed or not timed:
         return dict.fromkeys(names)
-    seconds = statistics.median(timed)
-    samples = order.global_batch_size / seconds
-    padded, real = reports[0].padded_tokens_per_sample, reports[0].real_tokens_per_sample
+    tokens = _timed(order, [report.step_tokens for report in reports], sum)
+    effective = _timed(order, [report.step_effective_tokens for report in reports], sum)
+    seconds = statistics.median(timed) if len(set(tokens)) <= 1 else statistics.fmean(timed)
     return {
         "step_time_seconds": seconds,
-        "samples_per_second": samples,
-        "tokens_per_second": samples * padded if padded else None,
-        "effective_tokens_per_second": samples * real if real else None,
+        "samples_per_second": order.global_batch_size / seconds,
+        "tokens_per_second": statistics.fmean(tokens) / seconds if tokens else None,
+        "effective_tokens_per_second": statistics.fmean(effective) / seconds if effective else None,
         "timed_steps": len(timed),
     }
+
+
+def _timed(order: Order, ranks: list[list[Any]], over_ranks: Callable[[Any], Any]) -> list[Any]:
+    """A figure of each timed step, from those of all ranks."""
+    steps = [over_ranks(values) for values in zip(*ranks, strict=False)]
+    return steps[order.warmup_steps : order.warmup_steps + order.steps]
 
 
 def _mean_losses(reports: list[RankReport]) -> list[float]:
     """Over the ranks, for the steps that all of them finished."""
     return [statistics.fmean(losses) for losses in zip(*(report.losses for report in reports), strict=False)]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _slowest(reports: list[RankReport]) -> dict[str, float]:

@@ -24,8 +24,11 @@ class Backend(Protocol):
     def synchronise(self) -> None:
         """Waits until the device has done all that it was given."""
 
-    def step_ended(self) -> None:
-        """Called once an optimizer step, outside the timed code's hot path."""
+    def step_ended(self) -> int | None:
+        """Called once an optimizer step, outside the timed code's hot path.
+
+        Returns how often the allocator has had to release its blocks and try again so far; None where there is none.
+        """
 
     def lift(self) -> None:
         """Takes the budget's enforcement away, so that the report can be written."""
@@ -43,6 +46,8 @@ class Meter:
         self._phase_peaks: dict[str, int] = {}
         self._step_peaks: list[int] = []
         self._step_seconds: list[float] = []
+        self._retries: list[int] = []
+        self._retries_before = 0
         self._this_step = 0
         self._mark: float | None = None
         self._baseline: int | None = None
@@ -79,7 +84,14 @@ class Meter:
         self._close()
         self._step_peaks.append(self._this_step)
         self._this_step = 0
-        self._backend.step_ended()
+        retries = self._backend.step_ended()
+        if retries is not None:
+            self._retries.append(retries - self._retries_before)
+            self._retries_before = retries
+
+    def pause(self) -> None:
+        """Something that is no step is over (an evaluation, a save): the next step's time does not begin before it."""
+        self._mark = None
 
     def finish(self, report: RankReport) -> None:
         """Lifts the budget and writes all figures into the report; also after a failure, with what there is."""
@@ -92,6 +104,7 @@ class Meter:
         report.phase_peak_bytes = dict(self._phase_peaks)
         report.step_peak_bytes = list(self._step_peaks)
         report.step_seconds = list(self._step_seconds)
+        report.step_alloc_retries = list(self._retries)
         report.peak_device_bytes = max(self._phase_peaks.values()) or None  # ended before it took anything: not measured
         self._backend.fill(report)
         report.not_measured += self._backend.not_measured

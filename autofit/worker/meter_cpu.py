@@ -59,7 +59,7 @@ class CpuBackend:
         """The CPU is never behind."""
 
     def step_ended(self) -> None:
-        """Nothing to look after."""
+        """Nothing to look after; the CPU has no caching allocator."""
 
     def lift(self) -> None:
         """See `Backend`."""

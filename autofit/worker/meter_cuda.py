@@ -54,9 +54,10 @@ class CudaBackend:
         """See `Backend`."""
         torch.cuda.synchronize(self._device)
 
-    def step_ended(self) -> None:
+    def step_ended(self) -> int:
         """Looks again at what lies outside the allocator: NCCL and lazily loaded kernels grow in the first steps."""
         self._look_outside()
+        return int(torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0))
 
     def lift(self) -> None:
         """See `Backend`. The report is written in host memory: nothing to lift."""

@@ -13,7 +13,7 @@ from autofit.worker import faults
 from autofit.worker.heartbeat import Heartbeat
 from autofit.worker.merge import write_result
 from autofit.worker.order import Order
-from autofit.worker.outcomes import Terminated, classify
+from autofit.worker.outcomes import DataError, Terminated, classify
 from autofit.worker.probe import versions
 from autofit.worker.processes import die_with_parent
 from autofit.worker.report import RankReport, job_id, read_report, report_path, write_report
@@ -28,7 +28,13 @@ def _transformers_engine() -> Engine:
     return run
 
 
-ENGINES: dict[str, Callable[[], Engine]] = {"transformers": _transformers_engine}
+def _llamafactory_engine() -> Engine:
+    from autofit.worker.engines.llamafactory import run
+
+    return run
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {"transformers": _transformers_engine, "llamafactory": _llamafactory_engine}
 
 
 def run_rank(order: Order) -> int:
@@ -48,6 +54,7 @@ def run_rank(order: Order) -> int:
     report = RankReport(rank=rank, versions=versions())
     heartbeat = Heartbeat(order.folder, rank)
     heartbeat.beat()
+    heartbeat.keep_flushing()
     try:
         _check_world(order)
         engine = _engine(order)
@@ -82,7 +89,7 @@ def _note(report: RankReport, heartbeat: Heartbeat, error: BaseException, device
     failure = classify(error, device)
     report.outcome, report.error_type, report.message = failure.outcome, failure.error_type, failure.message
     report.requested_bytes, report.allocated_bytes = failure.requested_bytes, failure.allocated_bytes
-    report.phase = heartbeat.phase
+    report.phase = "data" if isinstance(error, DataError) else heartbeat.phase
     sys.stderr.write("".join(traceback.format_exception(error)))
     sys.stderr.flush()
 

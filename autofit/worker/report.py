@@ -26,18 +26,23 @@ class RankReport:
     phase_peak_bytes: dict[str, int] = field(default_factory=dict)
     step_peak_bytes: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
+    step_tokens: list[int] = field(default_factory=list)
+    step_effective_tokens: list[int] = field(default_factory=list)
+    step_batch_tokens: list[int] = field(default_factory=list)
+    step_batch_patches: list[int] = field(default_factory=list)
+    step_alloc_retries: list[int] = field(default_factory=list)
     baseline_bytes: int | None = None
     num_alloc_retries: int | None = None
     # What the job's result takes from its ranks:
     losses: list[float] = field(default_factory=list)
     """This rank's mean loss of each optimizer step; the job's is the mean over ranks."""
+    resumed_loss: float | None = None
+    resume_problem: str | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
     precision_mode: str | None = None
     memory_limit: str | None = None
     not_measured: list[str] = field(default_factory=list)
-    padded_tokens_per_sample: int | None = None
-    real_tokens_per_sample: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
@@ -49,7 +54,8 @@ class RankReport:
     """`itself` or `ended`: the rank left no file of its own, and died by itself or was ended because another had failed."""
 
 
-RANK_RESULT_FIELDS = tuple(item.name for item in fields(RankReport))[:15]
+_ALL_FIELDS = [item.name for item in fields(RankReport)]
+RANK_RESULT_FIELDS = tuple(_ALL_FIELDS[: _ALL_FIELDS.index("num_alloc_retries") + 1])
 """The fields that a rank's entry in result.json has."""
 
 

@@ -6,6 +6,7 @@ dies with the driver. Even a single rank is a child: what the kernel does to it 
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +20,8 @@ from types import FrameType
 from autofit.worker import faults
 from autofit.worker.files import read_json
 from autofit.worker.heartbeat import heartbeat_path
-from autofit.worker.merge import result_path, write_result
-from autofit.worker.order import Order
+from autofit.worker.merge import result_path, with_resumed, write_result
+from autofit.worker.order import RESUME, Order
 from autofit.worker.outcomes import says_out_of_memory
 from autofit.worker.processes import die_with_parent, kernel_oom_kills
 from autofit.worker.report import RankReport, job_id, read_report, report_path
@@ -57,15 +58,29 @@ def supervise(order: Order, command: RankCommand | None = None) -> int:
     driver = os.environ.get(DRIVER_PID)
     if driver:
         die_with_parent(int(driver))
+    parent = int(driver) if driver else None
     job = _Job(order, oom_kills_before=_oom_kills(order))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _terminate(job))
     _clean(order)
+    reports = _run_ranks(job, command, parent)
+    if order.resume and not job.terminated and all(report.outcome == "COMPLETED" for report in reports):
+        os.environ[RESUME] = "1"
+        reports = with_resumed(reports, _run_ranks(job, command, parent))
+    return _conclude(job, reports)
+
+
+def _run_ranks(job: _Job, command: RankCommand | None, parent: int | None) -> list[RankReport]:
+    """Starts all ranks, waits for their end, and returns what each reports or what its death tells."""
+    order = job.order
     os.environ |= _rendezvous(order)
+    job.ranks = []
     for rank in range(order.num_ranks):
         job.ranks.append(_Rank(_start(order, rank, command)))
-    _wait(job, parent=int(driver) if driver else None)
-    return _conclude(job)
+    _wait(job, parent)
+    return [
+        read_report(order.folder, number, job_id()) or _obituary(job, number, rank) for number, rank in enumerate(job.ranks)
+    ]
 
 
 def _terminate(job: _Job) -> Callable[[int, FrameType | None], None]:
@@ -82,6 +97,7 @@ def _clean(order: Order) -> None:
         report_path(order.folder, rank).unlink(missing_ok=True)
         heartbeat_path(order.folder, rank).unlink(missing_ok=True)
     result_path(order.folder).unlink(missing_ok=True)
+    shutil.rmtree(order.output_dir, ignore_errors=True)  # LLaMA-Factory would silently resume from a checkpoint in it
 
 
 def _rendezvous(order: Order) -> dict[str, str]:
@@ -162,11 +178,7 @@ def _signal(ranks: list[_Rank], number: signal.Signals) -> None:
         rank.process.send_signal(number)
 
 
-def _conclude(job: _Job) -> int:
-    reports = []
-    for number, rank in enumerate(job.ranks):
-        report = read_report(job.order.folder, number, job_id())
-        reports.append(report or _obituary(job, number, rank))
+def _conclude(job: _Job, reports: list[RankReport]) -> int:
     if faults.planted("torn-result") or faults.planted("garbage-result"):
         return _spoil_result(job.order)
     try:

@@ -15,7 +15,7 @@ from export_cases import Case, make_case
 from autofit.config.model import ModelRef
 from autofit.config.space import DatasetRef
 from autofit.export import export
-from autofit.export.llamafactory import ATTENTION
+from autofit.export.llamafactory_arguments import ATTENTION
 from autofit.export.templates import BY_MODEL_TYPE
 
 pytestmark = pytest.mark.llamafactory

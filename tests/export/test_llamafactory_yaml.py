@@ -12,6 +12,7 @@ from autofit.config.space import DatasetRef
 from autofit.errors import AutofitError, UsageError
 from autofit.export import EXPORTERS, Source, export, launch_command
 from autofit.export.deepspeed import deepspeed_config
+from autofit.export.llamafactory_arguments import arguments
 
 
 def text_of(case: Case, launcher: str = "llamafactory") -> str:
@@ -21,6 +22,15 @@ def text_of(case: Case, launcher: str = "llamafactory") -> str:
 
 def keys_of(case: Case) -> dict[str, object]:
     return dict(YAML(typ="safe").load(text_of(case)))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_the_file_says_what_a_trial_of_this_engine_runs_with(zero_stage: int) -> None:
+    case = make_case(method="lora", zero_stage=zero_stage, num_gpus=4, micro_batch_size=2)
+    keys = keys_of(case)
+    for name in ("output_dir", "logging_steps", "save_steps", "report_to"):
+        del keys[name]
+    assert keys == arguments(case.trial.spec, case.study.model, case.study.space.dataset, "cuda")
 
 
 def test_every_knob_of_the_trial_stands_in_the_file() -> None:

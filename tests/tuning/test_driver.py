@@ -99,6 +99,21 @@ def test_a_winner_that_does_not_hold_when_run_longer_is_passed_over(
     assert sum("did not hold" in message for message in watcher.messages) > 1
 
 
+def test_a_winner_whose_memory_grows_is_passed_over_with_a_date(
+    store: Store,
+    go: Callable[..., SearchReport],
+    request_for: Callable[..., SearchRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AUTOFIT_STUB", "creeping")
+    report = go(plan_study(request_for()))
+    assert report.winner is None
+    confirmed = [trial.result for trial in store.trials("s") if trial.purpose == "confirm" and trial.result]
+    assert confirmed and {result.outcome for result in confirmed} == {"GROWTH"}
+    assert all(result.crossing_step and "is crossed at step" in str(result.message) for result in confirmed)
+    assert any(trial.fits for trial in report.trials)
+
+
 def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(
     store: Store, go: Callable[..., SearchReport], request_for: Callable[..., SearchRequest], tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """A supervisor whose ranks train nothing: `fake_job.py SPEC` supervises, `fake_job.py rank SPEC` is one rank.
 
 All but the engine is the real thing; the standard library suffices. The engine makes STEPS steps of 20 ms, or does what
-FAKE_ENGINE says of its rank: `oom:1` (an OOM whose peer then loses its connection), `abort:0` (dies in C++, with last words).
+FAKE_ENGINE says of its rank: `oom:1` (an OOM whose peer then loses its connection), `oom-resumed:1` (an OOM, but only after
+resuming), `abort:0` (dies in C++, with last words).
 """
 
 import os
@@ -18,8 +19,10 @@ from autofit.worker.supervisor import supervise
 
 def engine(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
     heartbeat.beat("load")
+    if order.resumed_from is None and order.output_dir.exists():
+        raise RuntimeError("checkpoints of an earlier attempt are still there")
     fate, _, who = os.environ.get("FAKE_ENGINE", "").partition(":")
-    for step in range(order.total_steps):
+    for step in range(order.first_step, order.total_steps):
         heartbeat.beat("forward", step)
         faults.strike(report.rank, step, order.folder)
         time.sleep(0.02)
@@ -28,15 +31,17 @@ def engine(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
             time.sleep(0.2)
             raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1234")
+        if fate == "oom-resumed" and order.resumed_from and int(who) == report.rank:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes.")
         if fate == "abort" and int(who) == report.rank:
             sys.stderr.write("terminate called after throwing an instance of 'std::bad_alloc'\n")
             sys.stderr.flush()
             os.abort()
         report.step_seconds.append(0.02 * (1 + report.rank))
-        report.losses.append(2.0 + report.rank)
+        report.losses.append(2.0 + report.rank + 10 * step)
     report.phase_peak_bytes = {"forward": 100 + report.rank, "backward": 90}
     report.peak_device_bytes = 100 + report.rank
-    report.padded_tokens_per_sample = report.real_tokens_per_sample = 128
+    report.step_tokens = report.step_effective_tokens = [128] * order.total_steps
 
 
 if __name__ == "__main__":

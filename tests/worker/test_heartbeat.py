@@ -1,6 +1,7 @@
 """The heartbeat is throttled but never misses the way into or out of a long phase."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,21 @@ def test_long_phases_are_written_at_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert content(tmp_path)["phase"] == "load"
     beats.beat("forward", 0)
     assert content(tmp_path)["phase"] == "forward"
+
+
+def test_the_last_sign_of_life_is_seen_though_no_other_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "INTERVAL_SECONDS", 60.0)
+    beats = Heartbeat(tmp_path, 0)
+    beats.beat("forward", 0)
+    beats.beat("backward")
+    assert content(tmp_path)["progress"] == 1
+    monkeypatch.setattr(heartbeat, "INTERVAL_SECONDS", 0.01)
+    beats.keep_flushing()
+    end = time.monotonic() + 30.0
+    while content(tmp_path)["progress"] != 2:
+        assert time.monotonic() < end, "never written"
+        time.sleep(0.01)
+    assert content(tmp_path)["phase"] == "backward"
 
 
 def test_a_lost_folder_does_not_end_the_training(tmp_path: Path) -> None:

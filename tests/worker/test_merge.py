@@ -25,8 +25,8 @@ def done(rank: int, seconds: list[float], peak: int) -> RankReport:
         losses=[1.0 + rank] * len(seconds),
         peak_device_bytes=peak,
         phase_peak_bytes={"forward": peak - 1, "backward": peak},
-        padded_tokens_per_sample=128,
-        real_tokens_per_sample=100,
+        step_tokens=[2 * 128] * len(seconds),
+        step_effective_tokens=[2 * 100] * len(seconds),
         timings={"total": 1.0 + rank},
         finished_at=1.0,
     )

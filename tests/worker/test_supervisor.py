@@ -58,8 +58,30 @@ def test_all_ranks_complete(tmp_path: Path) -> None:
     assert result.tokens_per_second == pytest.approx(2 * 128 / 0.04)
     assert result.peak_device_bytes == 101
     assert result.phase == "forward"
-    assert result.losses == [2.5] * 3
+    assert result.losses == [2.5, 12.5, 22.5]
     assert [rank.rank for rank in result.ranks] == [0, 1]
+
+
+def test_ranks_that_completed_are_resumed_in_fresh_processes(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, measure={"save": True, "resume": True})
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "checkpoint-1").touch()  # of an earlier attempt: the launcher would resume from it
+    assert run(spec) == 0
+    result = read_result(spec)
+    assert result.outcome == "COMPLETED"
+    assert result.losses == [2.5, 12.5, 22.5, 32.5]  # a step after the checkpoint
+    assert result.resumed_loss == 32.5
+    assert result.timed_steps == 2
+    assert result.timings["resume"] > 0
+
+
+def test_a_failure_after_resuming_says_so_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, measure={"save": True, "resume": True})
+    assert run(spec, FAKE_ENGINE="oom-resumed:1") == 1
+    result = read_result(spec)
+    assert (result.outcome, result.failed_rank, result.phase) == ("OOM", 1, "forward")
+    assert str(result.message).startswith("after resuming from the checkpoint: DefaultCPUAllocator")
+    assert (result.peak_device_bytes, len(result.ranks[1].step_seconds)) == (101, 4)
 
 
 def test_one_ranks_oom_is_the_jobs(tmp_path: Path) -> None:

@@ -13,14 +13,20 @@ from autofit.resources import worker_entry
 
 
 def write_spec(
-    folder: Path, *, preset: str = "tiny-qwen2.5-vl", budget: int | None = None, steps: int = 2, **knobs: Any
+    folder: Path,
+    *,
+    preset: str = "tiny-qwen2.5-vl",
+    budget: int | None = None,
+    steps: int = 2,
+    measure: dict[str, Any] | None = None,
+    **knobs: Any,
 ) -> Path:
-    """A CPU trial of a tiny preset in fp32; `knobs` are fields of TrialSpec."""
+    """A CPU trial of a tiny preset in fp32; `knobs` are fields of TrialSpec, `measure` some of Measure."""
     ref = ModelRef(preset=preset)
     fields = {"precision": "fp32", "attention": "sdpa", "cutoff_len": 128, "num_gpus": 2, **knobs}
     trial = TrialSpec(model=ref, images=Images(per_sample=1, max_pixels=50176), **fields)
-    measure = Measure(warmup_steps=1, steps=steps)
-    spec = RunSpec(trial=trial, model=resolve_model(ref), device="cpu", measure=measure, memory_budget_bytes=budget)
+    wanted = Measure(warmup_steps=1, steps=steps, **(measure or {}))
+    spec = RunSpec(trial=trial, model=resolve_model(ref), device="cpu", measure=wanted, memory_budget_bytes=budget)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "spec.json"
     path.write_text(spec.model_dump_json())
