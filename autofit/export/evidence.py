@@ -75,12 +75,15 @@ def _speed(source: Source) -> str:
         text += f" (median of {result.timed_steps})"
     reference, ratio = source.reference, speed_ratio(source)
     if reference is not None and reference.trial_number == source.trial.trial_number:
-        return f"{text}; this is the reference itself"
+        return f"{text}; this is {'the reference itself' if source.study.source_path is None else 'your file as it stands'}"
     if ratio is None or reference is None or reference.result is None:
         ended = f": trial {reference.trial_number} ended {reference.result.outcome}" if reference and reference.result else ""
         return f"{text}; no speed of the reference to compare with{ended}"
-    theirs = reference.result.samples_per_second
-    return f"{text}; {ratio:.2f} x the reference (trial {reference.trial_number}, {theirs:.4g} samples/s)"
+    theirs = f"(trial {reference.trial_number}, {reference.result.samples_per_second:.4g} samples/s)"
+    if source.study.source_path is None:
+        return f"{text}; {ratio:.2f} x the reference {theirs}"
+    less = (reference.result.peak_device_bytes or 0) - (result.peak_device_bytes or 0)
+    return f"{text}; {ratio:.2f} x your file {theirs}, {format_bytes(abs(less))} {'less' if less >= 0 else 'more'} at the peak"
 
 
 def _data(source: Source) -> str:

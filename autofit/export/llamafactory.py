@@ -11,15 +11,16 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from autofit.config.launcher_keys import ATTENTION
 from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
 from autofit.export.deepspeed import config_for
 from autofit.export.evidence import evidence, warning
 from autofit.export.source import Source
 from autofit.export.templates import template_for
+from autofit.export.user_file import changed_file, evaluation_note, starts_deepspeed
 
 FILE = "train.yaml"
-ATTENTION = {"auto": "auto", "eager": "disabled", "sdpa": "sdpa", "flash_attention_2": "fa2"}
 FREEZE_TRAINABLE_LAYERS = 2
 """Layers that method `freeze` trains: LLaMA-Factory's default, and the worker's."""
 LEARNING_RATE = {"full": 1.0e-5, "freeze": 1.0e-5, "lora": 1.0e-4}
@@ -27,11 +28,13 @@ LEARNING_RATE = {"full": 1.0e-5, "freeze": 1.0e-5, "lora": 1.0e-4}
 
 
 def render(source: Source) -> dict[str, str]:
-    """`train.yaml`.
+    """`train.yaml`; for a study that started from the user's file, that file with its changed lines, and `train.diff`.
 
     Raises:
         UsageError: LLaMA-Factory cannot run what the trial ran, or the model has no weights or no certain template.
     """
+    if source.study.source_yaml is not None:
+        return changed_file(source, FILE, _heading(source))
     _refuse(source)
     document = CommentedMap()
     for title, section in _sections(source).items():
@@ -52,7 +55,7 @@ def render(source: Source) -> dict[str, str]:
 def command(source: Source, out_dir: Path) -> str:
     """How to start it. LLaMA-Factory goes distributed by itself where it sees several GPUs, so one device is named."""
     file = shlex.quote(str(out_dir / FILE))
-    if needs_torchrun(source.spec):
+    if needs_torchrun(source.spec) or starts_deepspeed(source):
         return f"FORCE_TORCHRUN=1 NPROC_PER_NODE={source.spec.num_gpus} llamafactory-cli train {file}"
     if source.study.hardware.device == "cuda":
         return f"CUDA_VISIBLE_DEVICES=0 llamafactory-cli train {file}"
@@ -181,4 +184,6 @@ def _heading(source: Source) -> list[str]:
     lines = evidence(source)
     if (failed := warning(source.result)) is not None:
         lines.insert(0, failed)
+    if (note := evaluation_note(source)) is not None:
+        lines.append(note)
     return [*lines, "", f"run it in this folder with: {command(source, Path())}"]

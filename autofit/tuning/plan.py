@@ -19,6 +19,7 @@ from autofit.errors import LaunchError, UsageError
 from autofit.launch import gpus
 from autofit.launch.environment import probe
 from autofit.store.store import Store
+from autofit.tuning.from_file import Start, start_from
 from autofit.units import format_bytes
 
 DEFAULT_SPACE = "qwen2_5_vl_7b"
@@ -43,6 +44,10 @@ class SearchRequest:
     sampler: str = "tpe"
     seed: int = 0
     study: str | None = None
+    from_file: str | None = None
+    """The user's LLaMA-Factory YAML, instead of space, model, data set and global batch."""
+    free: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,8 @@ def plan_study(request: SearchRequest) -> Plan:
         UsageError: a space, model, device or budget that cannot be.
         LaunchError: no GPU is visible, or the interpreter cannot run the trials.
     """
-    space = _space(request)
+    start = _start(request) if request.from_file is not None else None
+    space = start.space if start else _space(request)
     model = resolve_model(space.model)
     hardware = gpus.detect(_device(request.device, model), space.num_gpus)
     budget, notes = _budget(request.gpu_mem_bytes, hardware)
@@ -81,7 +87,11 @@ def plan_study(request: SearchRequest) -> Plan:
         gpu_mem_bytes=request.gpu_mem_bytes,
         memory_budget_bytes=budget,
         autofit_version=autofit.__version__,
+        source_path=start.path if start else None,
+        source_yaml=start.text if start else None,
     )
+    if start:
+        start.refuse(study.engine)
     return Plan(study, legal, tuple(notes))
 
 
@@ -115,6 +125,7 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
         "device": study.hardware.device,
         "global-batch-size": study.space.global_batch_size,
         "model": study.space.model,
+        "from": study.source_path,
     }
     for name, value in given.items():
         if value is not None and value != stored[name]:
@@ -133,6 +144,21 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
 
 def _shown(value: object) -> object:
     return value.label if isinstance(value, ModelRef) else value
+
+
+def _start(request: SearchRequest) -> Start:
+    """The user's file as a space, for the devices that the study will have."""
+    said = {
+        "space": request.space,
+        "model": request.model,
+        "dataset": request.dataset,
+        "global-batch-size": request.global_batch_size,
+    }
+    if clash := [name for name, value in said.items() if value is not None]:
+        raise UsageError(f"--from takes the file's own; leave --{clash[0]} out, or change the file")
+    visible = len(gpus.cuda_devices()) if request.device != "cpu" else 0
+    device: Literal["cuda", "cpu"] = "cpu" if request.device == "cpu" else "cuda"
+    return start_from(str(request.from_file), device, request.num_gpus or visible or 1, free=request.free, keep=request.keep)
 
 
 def _space(request: SearchRequest) -> SearchSpace:
