@@ -5,6 +5,7 @@ from typing import Any
 
 from autofit.config.hardware import Device, Hardware
 from autofit.config.model import Model, ModelRef
+from autofit.config.prediction import Prediction
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import RankResult, TrialResult
 from autofit.config.space import SearchSpace
@@ -56,6 +57,30 @@ def trial_record(number: int, study: str = "first", **changes: Any) -> TrialReco
         "started_at": NOON + timedelta(minutes=number),
     }
     return TrialRecord(**{**fields, **changes})
+
+
+def prediction(peak_gib: float = 48.0, high_gib: float = 51.0, **changes: Any) -> Prediction:
+    """What was predicted of a trial before it ran."""
+    fields: dict[str, Any] = {
+        f"peak_{name}_bytes{suffix}": int((peak - less) * GIB)
+        for name, less in (("allocated", 3), ("reserved", 1), ("device", 0))
+        for suffix, peak in (("_low", 2 * peak_gib - high_gib), ("", peak_gib), ("_high", high_gib))
+    }
+    fields |= {
+        "step_time_seconds": 5.0,
+        "samples_per_second": 1.6,
+        "tokens_per_second": 1.6 * 2048,
+        "fits": True,
+        "alloc_retries": 0,
+        "terms": {"weights": 40 * GIB, "activations": int((peak_gib - 40) * GIB)},
+        "phase": "backward",
+        "precision_mode": "bf16 autocast, fp32 masters",
+        "device_model": "a100-80gb",
+        "assumptions": ["CUDA context 0.5 GiB"],
+        "not_modelled": [],
+        "versions": {"torch": "2.13.0"},
+    }
+    return Prediction(**{**fields, **changes})
 
 
 def completed(samples_per_second: float = 2.0, peak_gib: float = 50.0, **changes: Any) -> TrialResult:

@@ -1,5 +1,7 @@
 """What is said of a configuration without running it. Bytes and seconds; every figure here is predicted, never measured."""
 
+from pydantic import Field
+
 from autofit.config.base import Frozen
 
 
@@ -23,6 +25,9 @@ class Prediction(Frozen):
     tokens_per_second: float
     fits: bool | None
     """Whether `peak_device_bytes_high` is within the budget; None without a budget."""
+    alloc_retries: int | None = Field(default=None, ge=0)
+    """Times the caching allocator must give back its cached blocks to stay within the budget: each stops the device, so more
+    than 0 warns of thrashing. None: not replayed within a budget."""
     terms: dict[str, int]
     """Name -> bytes at the peak; they add up to `peak_device_bytes`."""
     phase: str

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 from autofit.config.base import Frozen
 from autofit.config.hardware import Hardware
 from autofit.config.model import Model
+from autofit.config.prediction import Prediction
 from autofit.config.result import OUTCOMES_OUT_OF_MEMORY, TrialResult
 from autofit.config.space import SearchSpace
 from autofit.config.trial import TrialSpec
@@ -59,6 +60,8 @@ class TrialRecord(Frozen):
     spec: TrialSpec
     reason: str
     """Why it was proposed."""
+    prediction: Prediction | None = None
+    """What was said of it before it ran; None: nothing was."""
     attempt: int = Field(default=1, ge=1)
     """Times it was started; more than 1 after a kill."""
     run_dir: str

@@ -1,7 +1,7 @@
 """Records to rows and back: the one place where columns are derived.
 
-The JSON columns (`studies.record`; `spec` and `result` of `trial_documents`) are the truth from which records are rebuilt;
-every other column repeats a part of them so that SQL can ask for it.
+The JSON columns (`studies.record`; `spec`, `prediction` and `result` of `trial_documents`) are the truth from which records
+are rebuilt; every other column repeats a part of them so that SQL can ask for it.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from autofit.config.prediction import Prediction
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
 from autofit.config.trial import TrialSpec
@@ -60,6 +61,7 @@ def trial_row(record: TrialRecord, memory_budget_bytes: int) -> Row:
         "state": "RUNNING",
         "attempt": record.attempt,
         **_knobs(record.spec),
+        **(_predicted(record.prediction) if record.prediction else {}),
         "memory_budget_bytes": memory_budget_bytes,
         "reason": record.reason,
         "started_at": to_text(record.started_at),
@@ -92,6 +94,17 @@ def _knobs(spec: TrialSpec) -> Row:
         "fused_cross_entropy": int(spec.fused_cross_entropy),
         "images_per_sample": spec.images.per_sample,
         "image_max_pixels": spec.images.max_pixels if spec.images.per_sample else None,
+    }
+
+
+def _predicted(prediction: Prediction) -> Row:
+    return {
+        "predicted_peak_bytes": prediction.peak_device_bytes,
+        "predicted_peak_high_bytes": prediction.peak_device_bytes_high,
+        "predicted_allocated_bytes": prediction.peak_allocated_bytes,
+        "predicted_reserved_bytes": prediction.peak_reserved_bytes,
+        "predicted_step_time_seconds": prediction.step_time_seconds,
+        "predicted_samples_per_second": prediction.samples_per_second,
     }
 
 
@@ -140,7 +153,7 @@ def trial_record(row: Mapping[str, Any], study: str) -> TrialRecord:
     fields = {
         name: row[name] for name in ("trial_number", "purpose", "reason", "attempt", "run_dir", "started_at", "finished_at")
     }
-    documents = {"spec": json.loads(row["spec"]), "result": json.loads(row["result"]) if row["result"] else None}
+    documents = {name: json.loads(row[name]) if row[name] else None for name in ("spec", "prediction", "result")}
     return _rebuilt(TrialRecord, {"study": study, **fields, **documents}, f"trial {row['trial_number']} of study {study}")
 
 

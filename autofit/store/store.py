@@ -128,7 +128,8 @@ class Store:
                     f"study '{record.study}' has tried this configuration already, as {record.purpose} trial {clash}"
                 )
             trial_id = connection.execute(insert(trials).values(row)).lastrowid
-            connection.execute(insert(trial_documents).values(trial_id=trial_id, spec=to_json(record.spec)))
+            documents = {"spec": to_json(record.spec), "prediction": record.prediction and to_json(record.prediction)}
+            connection.execute(insert(trial_documents).values(trial_id=trial_id, **documents))
 
     def restart_trial(self, study: str, trial_number: int, started_at: datetime) -> TrialRecord:
         """Counts another attempt of a trial that was running when its driver died.
@@ -263,7 +264,7 @@ class Store:
 
 def _whole_trials() -> Select[Any]:
     """Rows from which trial records are rebuilt."""
-    documents = (trial_documents.c.spec, trial_documents.c.result)
+    documents = (trial_documents.c.spec, trial_documents.c.prediction, trial_documents.c.result)
     return select(trials, *documents, studies.c.name.label("study")).join(trial_documents).join(studies)
 
 

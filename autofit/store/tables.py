@@ -20,7 +20,8 @@ SPEED_COLUMNS = (
     "objective_value",
 )
 POSITIVE_COLUMNS = (
-    "predicted_peak_bytes", "predicted_step_time_seconds", "memory_budget_bytes",
+    "predicted_peak_bytes", "predicted_peak_high_bytes", "predicted_allocated_bytes", "predicted_reserved_bytes",
+    "predicted_step_time_seconds", "predicted_samples_per_second", "memory_budget_bytes",
     "peak_allocated_bytes", "peak_reserved_bytes", "peak_device_bytes", "requested_bytes",
     *SPEED_COLUMNS, "timed_steps", "trainable_parameters", "total_parameters",
 )  # fmt: skip
@@ -104,7 +105,11 @@ trials = Table(
     Column("image_max_pixels", Integer),
     # predictions
     Column("predicted_peak_bytes", Integer),
+    Column("predicted_peak_high_bytes", Integer),
+    Column("predicted_allocated_bytes", Integer),
+    Column("predicted_reserved_bytes", Integer),
     Column("predicted_step_time_seconds", Float),
+    Column("predicted_samples_per_second", Float),
     # measurements
     Column("memory_budget_bytes", Integer, nullable=False),
     Column("peak_allocated_bytes", Integer),
@@ -166,6 +171,12 @@ trials = Table(
         name="ck_trials_not_run",
     ),
     CheckConstraint(
+        "(outcome IS NULL OR outcome != 'PREDICTED' OR predicted_peak_bytes IS NOT NULL)"
+        " AND (predicted_peak_high_bytes IS NULL"
+        " OR (predicted_peak_bytes IS NOT NULL AND predicted_peak_high_bytes >= predicted_peak_bytes))",
+        name="ck_trials_predicted",
+    ),
+    CheckConstraint(
         "(margin_bytes IS NULL) = (peak_device_bytes IS NULL)"
         " AND (margin_bytes IS NULL OR margin_bytes = memory_budget_bytes - peak_device_bytes)",
         name="ck_trials_margin",
@@ -193,6 +204,7 @@ trial_documents = Table(
     Column("trial_id", Integer, ForeignKey("trials.id", name="fk_trial_documents_trial"), primary_key=True),
     Column("spec", Text, nullable=False),
     Column("result", Text),
+    Column("prediction", Text),
 )
 
 FITS = "outcome = 'COMPLETED' AND purpose = 'search' AND margin_bytes >= 0"

@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
-from store_records import NOON, completed, out_of_memory, study_record, trial_record
+from store_records import NOON, completed, out_of_memory, prediction, study_record, trial_record
 
 from autofit.errors import AutofitError, StoreError
 from autofit.resources import resource_dir
@@ -38,7 +38,7 @@ def fill(file: Path) -> None:
     with Store.open(str(file)) as store:
         store.create_study(study_record())
         for number, result in enumerate((completed(), out_of_memory(), None)):
-            store.start_trial(trial_record(number))
+            store.start_trial(trial_record(number, prediction=None if number else prediction()))
             if result:
                 store.finish_trial("first", number, NOON, result)
 
@@ -78,6 +78,22 @@ def test_a_frozen_database_is_upgraded_with_its_records(dump: Path, tmp_path: Pa
         assert store.study("first") == study_record()
         assert [trial.result for trial in store.trials()] == [completed(), out_of_memory(), None]
         assert store.query("SELECT trial_number FROM best_trials").rows == [(0,)]
+        predictions = [None if dump.stem == "store_0001" else prediction(), None, None]  # 0001 knew none
+        assert [trial.prediction for trial in store.trials()] == predictions
+        assert len(store.query("SELECT * FROM prediction_accuracy").rows) == sum(found is not None for found in predictions)
+        store.start_trial(trial_record(3, prediction=prediction()))
+        store.finish_trial("first", 3, NOON, completed())
+        assert store.trial("first", 3).prediction == prediction()
+
+
+def test_an_upgraded_table_is_the_one_that_a_new_database_gets(database: Path, tmp_path: Path) -> None:
+    """Constraints, indexes and views: the migrated old file and a new one hold the same text."""
+    file = tmp_path / "old.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript((DATA / "store_0001.sql").read_text())
+    schema.upgrade(file)
+    with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(database)) as new:
+        assert ddl(old, "'table', 'index', 'view'") == ddl(new, "'table', 'index', 'view'")
 
 
 def test_every_revision_has_a_frozen_database() -> None:
@@ -130,10 +146,12 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 
 def test_an_upgrade_changes_a_table_that_others_refer_to(database: Path, next_revision: Callable[[str], None]) -> None:
+    head = schema.head_revision()
     next_revision(GOOD)
-    with pytest.raises(StoreError, match=r"revision 0001, this autofit needs 0002; .* run: autofit --db .* db upgrade"):
+    newer = rf"revision {head}, this autofit needs {schema.head_revision()}; .* run: autofit --db .* db upgrade"
+    with pytest.raises(StoreError, match=newer):
         Store.open(str(database))
-    assert schema.upgrade(database).revision == "0001"
+    assert schema.upgrade(database).revision == head
     with Store.open(str(database)) as store:
         assert [trial.result for trial in store.trials()] == [completed(), out_of_memory(), None]
         assert store.query("SELECT count(*), max(colour) FROM trials").rows == [(3, None)]
@@ -156,8 +174,9 @@ def test_a_newer_database_is_left_alone(
 ) -> None:
     next_revision(GOOD)
     schema.upgrade(database)
+    found = schema.head_revision()
     monkeypatch.setattr(schema, "resource_dir", resource_dir)
-    newer = r"has schema revision 0002, this autofit knows up to 0001; upgrade autofit"
+    newer = rf"has schema revision {found}, this autofit knows up to {schema.head_revision()}; upgrade autofit"
     for attempt in (Store.open, Reader.open, lambda url: schema.upgrade(Path(url))):
         with pytest.raises(StoreError, match=newer):
             attempt(str(database))

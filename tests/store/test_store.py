@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from store_records import NOON, completed, out_of_memory, study_record, trial_record
+from store_records import NOON, completed, out_of_memory, prediction, study_record, trial_record
 
+from autofit.config.result import TrialResult
 from autofit.errors import StoreError, UsageError
 from autofit.store import Store
 from autofit.units import GIB
@@ -36,6 +37,29 @@ def test_a_trial_comes_back_as_it_was_while_it_runs_and_when_it_is_finished(stor
     store.finish_trial("first", 0, finished_at, completed())
     assert store.running_trials("first") == []
     assert store.trials("first") == [record.model_copy(update={"finished_at": finished_at, "result": completed()})]
+
+
+def test_a_prediction_is_kept_whole_and_in_columns(store: Store) -> None:
+    record = trial_record(0, prediction=prediction(48.0, 51.0))
+    store.start_trial(record)
+    assert store.trial("first", 0) == record
+    [row] = store.trial_rows("first").as_dicts()
+    assert (row["predicted_peak_gib"], row["predicted_peak_high_gib"]) == (48.0, 51.0)
+    assert (row["predicted_allocated_gib"], row["predicted_reserved_gib"]) == (45.0, 47.0)
+    assert (row["predicted_step_time_seconds"], row["predicted_samples_per_second"]) == (5.0, 1.6)
+
+
+def test_a_configuration_that_is_only_predicted_is_stored_without_a_measurement(store: Store) -> None:
+    said = trial_record(0, prediction=prediction())
+    store.start_trial(said)
+    store.finish_trial("first", 0, NOON, TrialResult(outcome="PREDICTED"))
+    result = store.trial("first", 0).result
+    assert result is not None and result.outcome == "PREDICTED"
+    [row] = store.trial_rows("first").as_dicts()
+    assert row["peak_device_bytes"] is None and row["samples_per_second"] is None and row["objective_value"] is None
+    store.start_trial(trial_record(1))
+    with pytest.raises(StoreError, match="ck_trials_predicted"):
+        store.finish_trial("first", 1, NOON, TrialResult(outcome="PREDICTED"))
 
 
 def test_losses_that_are_no_numbers_survive(store: Store) -> None:

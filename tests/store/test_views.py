@@ -4,9 +4,9 @@ import random
 import statistics
 
 import pytest
-from store_records import NOON, completed, out_of_memory, study_record, trial_record
+from store_records import NOON, completed, out_of_memory, prediction, study_record, trial_record
 
-from autofit.config.trial import TrialSpec
+from autofit.predict.calibrate import accuracy
 from autofit.store import Store
 from autofit.units import GIB
 
@@ -74,24 +74,35 @@ def test_views_find_candidates_by_index(store: Store, view: str) -> None:
 
 
 def test_prediction_accuracy_counts_and_measures_errors(store: Store) -> None:
+    """Against `calibrate.accuracy`, and with a study of its own for every rate."""
     assert store.query("SELECT * FROM prediction_accuracy").rows == []
-    errors = {0: 0.10, 1: -0.20, 2: 0.05, 3: 0.01}
     store.create_study(study_record("predicted"))
-    for number, error in errors.items():
-        spec = TrialSpec(model=trial_record(0).spec.model, micro_batch_size=number + 1)
-        store.start_trial(trial_record(number, "predicted", spec=spec))
-        store.finish_trial("predicted", number, NOON, completed(2.0, 50.0))
-        with store._transaction(write=True) as connection:
-            connection.exec_driver_sql(
-                "UPDATE trials SET predicted_peak_bytes = ?, predicted_step_time_seconds = 5.0"
-                " WHERE trial_number = ? AND study_id = (SELECT id FROM studies WHERE name = 'predicted')",
-                (round(50 * GIB * (1 + error)), number),
-            )
+    # predicted, upper end, measured GiB; the budget is 72
+    said = [
+        (55.0, 58.0, 50.0),
+        (40.0, 42.0, 50.0),
+        (52.5, 55.0, 50.0),
+        (49.0, 51.0, 50.0),
+        (71.0, 74.0, 70.0),
+        (74.0, 77.0, 73.0),
+    ]
+    for number, (peak, high, measured) in enumerate(said):
+        store.start_trial(trial_record(number, "predicted", prediction=prediction(peak, high)))
+        store.finish_trial("predicted", number, NOON, completed(2.0, measured))
+    for number, high in ((6, 71.0), (7, 75.0)):  # both run out of memory: nobody had said so of the first
+        store.start_trial(trial_record(number, "predicted", prediction=prediction(70.0, high)))
+        store.finish_trial("predicted", number, NOON, out_of_memory())
     [row] = store.query("SELECT * FROM prediction_accuracy").as_dicts()
-    absolute = [abs(error) for error in errors.values()]
-    assert row["study"] == "predicted" and row["trials"] == 4 and row["under_predictions"] == 1
+    errors = [(peak - measured) / measured for peak, _, measured in said]
+    absolute = [abs(error) for error in errors]
+    assert row["study"] == "predicted" and row["trials"] == 6 and row["under_predictions"] == 2
     assert row["median_absolute_error"] == pytest.approx(statistics.median(absolute))
     assert row["mean_absolute_error"] == pytest.approx(statistics.mean(absolute))
-    assert row["mean_error"] == pytest.approx(statistics.mean(errors.values()))
+    assert row["mean_error"] == pytest.approx(statistics.mean(errors))
     assert row["worst_under_prediction"] == pytest.approx(-0.20)
     assert row["step_time_mean_absolute_error"] == pytest.approx(0.25)
+    assert row["unforeseen_out_of_memory"] == 1
+    expected = accuracy([tuple(round(gib * GIB) for gib in trial) for trial in said], BUDGET_GIB * GIB)
+    assert row["under_prediction_rate"] == pytest.approx(expected.under_prediction_rate) == pytest.approx(2 / 6)
+    assert row["exceeded_rate"] == pytest.approx(expected.exceeded_rate) == pytest.approx(1 / 6)
+    assert row["false_refusal_rate"] == pytest.approx(expected.false_refusal_rate) == pytest.approx(1 / 5)
