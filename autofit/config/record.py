@@ -14,7 +14,7 @@ from autofit.config.space import SearchSpace
 from autofit.config.trial import TrialSpec
 
 StudyStatus = Literal["RUNNING", "INTERRUPTED", "FINISHED"]
-Purpose = Literal["search", "confirm"]
+Purpose = Literal["search", "confirm", "launch"]
 
 
 class StudyRecord(Frozen):
@@ -56,7 +56,7 @@ class TrialRecord(Frozen):
     study: str
     trial_number: int = Field(ge=0)
     purpose: Purpose = "search"
-    """A `confirm` trial runs the winner of the search again, longer, in a fresh process."""
+    """A `confirm` trial runs the winner of the search again, longer, in a fresh process; a `launch` is the user's own run."""
     spec: TrialSpec
     reason: str
     """Why it was proposed."""

@@ -4,13 +4,12 @@ Every value that LLaMA-Factory would otherwise choose differently from the trial
 """
 
 import io
-import shlex
-from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from autofit.config.certificate import Start
 from autofit.config.launcher_keys import ATTENTION
 from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
@@ -52,14 +51,14 @@ def render(source: Source) -> dict[str, str]:
     return {FILE: stream.getvalue()}
 
 
-def command(source: Source, out_dir: Path) -> str:
+def start(source: Source) -> Start:
     """How to start it. LLaMA-Factory goes distributed by itself where it sees several GPUs, so one device is named."""
-    file = shlex.quote(str(out_dir / FILE))
+    environment: dict[str, str] = {}
     if needs_torchrun(source.spec) or starts_deepspeed(source):
-        return f"FORCE_TORCHRUN=1 NPROC_PER_NODE={source.spec.num_gpus} llamafactory-cli train {file}"
-    if source.study.hardware.device == "cuda":
-        return f"CUDA_VISIBLE_DEVICES=0 llamafactory-cli train {file}"
-    return f"llamafactory-cli train {file}"
+        environment = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(source.spec.num_gpus)}
+    elif source.study.hardware.device == "cuda":
+        environment = {"CUDA_VISIBLE_DEVICES": "0"}
+    return Start(arguments=("llamafactory-cli", "train", FILE), environment=environment)
 
 
 def needs_torchrun(spec: TrialSpec) -> bool:
@@ -186,4 +185,6 @@ def _heading(source: Source) -> list[str]:
         lines.insert(0, failed)
     if (note := evaluation_note(source)) is not None:
         lines.append(note)
-    return [*lines, "", f"run it in this folder with: {command(source, Path())}"]
+    begin = start(source)
+    command = " ".join([*(f"{name}={value}" for name, value in begin.environment.items()), *begin.arguments])
+    return [*lines, "", f"run it in this folder with: {command}"]

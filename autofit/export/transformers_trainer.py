@@ -6,12 +6,11 @@ The DeepSpeed config is inside the first, so that one file cannot contradict ano
 """
 
 import json
-import shlex
-from pathlib import Path
 from typing import Any
 
+from autofit.config.certificate import Start
 from autofit.config.trial import TrialSpec
-from autofit.export.deepspeed import config_for
+from autofit.export.deepspeed import USERS_PROGRAM, config_for
 from autofit.export.evidence import evidence, warning
 from autofit.export.llamafactory import FREEZE_TRAINABLE_LAYERS, LEARNING_RATE, needs_torchrun
 from autofit.export.source import Source
@@ -29,10 +28,10 @@ def render(source: Source) -> dict[str, str]:
     return {ARGUMENTS_FILE: _json(_arguments(source)), MODEL_FILE: _json(_model(source))}
 
 
-def command(source: Source, out_dir: Path) -> str:
+def start(source: Source) -> Start:
     """The training program is the user's own."""
-    start = f"torchrun --nproc-per-node {source.spec.num_gpus}" if needs_torchrun(source.spec) else "python"
-    return f"{start} YOUR_PROGRAM.py {shlex.quote(str(out_dir / ARGUMENTS_FILE))}"
+    runner = ("torchrun", "--nproc-per-node", str(source.spec.num_gpus)) if needs_torchrun(source.spec) else ("python",)
+    return Start(arguments=(*runner, USERS_PROGRAM, ARGUMENTS_FILE))
 
 
 def _arguments(source: Source) -> dict[str, Any]:
