@@ -12,7 +12,7 @@ from pathlib import Path
 from autofit.config.certificate import CERTIFICATE_FILE, Start
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.errors import UsageError
-from autofit.export import deepspeed, llamafactory, transformers_trainer
+from autofit.export import axolotl, deepspeed, llamafactory, transformers_trainer, trl
 from autofit.export.certify import certificate
 from autofit.export.files import write_all
 from autofit.export.source import Source
@@ -33,6 +33,8 @@ class Exporter:
 EXPORTERS: dict[str, Exporter] = {
     "llamafactory": Exporter(llamafactory.render, llamafactory.start),
     "transformers": Exporter(transformers_trainer.render, transformers_trainer.start),
+    "trl": Exporter(trl.render, trl.start),
+    "axolotl": Exporter(axolotl.render, axolotl.start),
     "deepspeed": Exporter(deepspeed.render, deepspeed.start),
 }
 
@@ -57,6 +59,7 @@ def export(
         AutofitError: the trial has not finished, or the folder cannot be written.
     """
     exporter, source = _exporter(launcher), Source(study, trial, reference, confirm)
+    _ = source.result  # a trial without one is refused before anything is looked at
     texts = exporter.render(source)
     proof = certificate(source, launcher, exporter.start(source), texts)
     return write_all(out_dir, {**texts, CERTIFICATE_FILE: proof.model_dump_json(indent=1) + "\n"})

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from autofit.config.certificate import Start
 from autofit.config.legality import canonical
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
@@ -24,6 +25,15 @@ def evidence(source: Source) -> list[str]:
         f"device: {source.spec.num_gpus} rank(s) on {_device(study)}",
         f"engine: {study.engine}; {_versions(result)}",
     ]
+
+
+def heading(source: Source, start: Start) -> list[str]:
+    """The comments that stand before an exported file: why not to trust it, if so; the evidence; how it is run."""
+    lines = evidence(source)
+    if (failed := warning(source.result)) is not None:
+        lines.insert(0, failed)
+    command = " ".join([*(f"{name}={value}" for name, value in start.environment.items()), *start.arguments])
+    return [*lines, "", f"run it in this folder with: {command}"]
 
 
 def warning(result: TrialResult) -> str | None:

@@ -3,21 +3,18 @@
 Every value that LLaMA-Factory would otherwise choose differently from the trial is written out.
 """
 
-import io
 from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 
 from autofit.config.certificate import Start
 from autofit.config.launcher_keys import ATTENTION
 from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
 from autofit.export.deepspeed import config_for
-from autofit.export.evidence import evidence, warning
+from autofit.export.evidence import heading
 from autofit.export.source import Source
 from autofit.export.templates import template_for
 from autofit.export.user_file import changed_file, evaluation_note, starts_deepspeed
+from autofit.export.yaml_text import yaml_text
 
 FILE = "train.yaml"
 FREEZE_TRAINABLE_LAYERS = 2
@@ -35,20 +32,7 @@ def render(source: Source) -> dict[str, str]:
     if source.study.source_yaml is not None:
         return changed_file(source, FILE, _heading(source))
     _refuse(source)
-    document = CommentedMap()
-    for title, section in _sections(source).items():
-        first = next(iter(section))
-        document.update(section)
-        document.yaml_set_comment_before_after_key(first, before=f"\n{title}")
-    for key, note in _notes(source).items():
-        if key in document:
-            document.yaml_add_eol_comment(note, key)
-    document.yaml_set_start_comment("\n".join(_heading(source)))
-    yaml = YAML()
-    yaml.width = 4096  # never fold a path over lines
-    stream = io.StringIO()
-    yaml.dump(document, stream)
-    return {FILE: stream.getvalue()}
+    return {FILE: yaml_text(_heading(source), _sections(source), _notes(source))}
 
 
 def start(source: Source) -> Start:
@@ -180,11 +164,7 @@ def _notes(source: Source) -> dict[str, str]:
 
 
 def _heading(source: Source) -> list[str]:
-    lines = evidence(source)
-    if (failed := warning(source.result)) is not None:
-        lines.insert(0, failed)
+    lines = heading(source, start(source))
     if (note := evaluation_note(source)) is not None:
-        lines.append(note)
-    begin = start(source)
-    command = " ".join([*(f"{name}={value}" for name, value in begin.environment.items()), *begin.arguments])
-    return [*lines, "", f"run it in this folder with: {command}"]
+        lines.insert(-2, note)
+    return lines

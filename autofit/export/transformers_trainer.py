@@ -48,7 +48,7 @@ def _arguments(source: Source) -> dict[str, Any]:
         "num_train_epochs": 3.0,
         "learning_rate": LEARNING_RATE[spec.method],
         "lr_scheduler_type": "cosine",
-        **_warmup(source),
+        **warmup(source),
         "logging_steps": 10,
         "save_steps": 500,
         "report_to": "none",
@@ -67,7 +67,7 @@ def _arguments(source: Source) -> dict[str, Any]:
     return arguments
 
 
-def _warmup(source: Source) -> dict[str, float]:
+def warmup(source: Source) -> dict[str, float]:
     """A tenth of the steps. transformers 5 took `warmup_ratio` away and lets `warmup_steps` be a fraction."""
     major = source.result.versions.get("transformers", "5").split(".")[0]
     return {"warmup_ratio" if major.isdigit() and int(major) < 5 else "warmup_steps": 0.1}
@@ -79,7 +79,7 @@ def _model(source: Source) -> dict[str, Any]:
         "model_name_or_path": source.model_name_or_path(),
         "method": spec.method,
         "dtype": _loaded_dtype(spec),
-        "trainable_dtype": _trainable_dtype(spec),
+        "trainable_dtype": trainable_dtype(spec),
         "attn_implementation": None if spec.attention == "auto" else spec.attention,
         "cutoff_len": spec.cutoff_len,
     }
@@ -115,7 +115,7 @@ def _loaded_dtype(spec: TrialSpec) -> str:
     return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[spec.precision]
 
 
-def _trainable_dtype(spec: TrialSpec) -> str:
+def trainable_dtype(spec: TrialSpec) -> str:
     """What is trained is kept in fp32, unless pure_bf16; under DeepSpeed the fp32 masters are its own."""
     return _loaded_dtype(spec) if spec.pure_bf16 or spec.zero_stage > 0 else "float32"
 
