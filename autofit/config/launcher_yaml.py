@@ -66,6 +66,8 @@ def edited(text: str, changes: Mapping[str, Any], source: str) -> str:
     for key in sorted((key for key in changes if key in nodes), key=lambda key: -nodes[key][0].start_mark.index):
         result = _spliced(result, key, *nodes[key], changes[key])
     result = _appended(result, {key: value for key, value in changes.items() if key not in nodes and value is not REMOVED})
+    if text.count("\n") == text.count("\r\n"):
+        result = re.sub(r"(?<!\r)\n", "\r\n", result)  # our lines end as the author's do
     wanted = {key: value for key, value in {**old, **changes}.items() if value is not REMOVED}
     if not _reads_as(result, wanted):
         raise AutofitError(f"{source}: {', '.join(changes)} cannot be changed in place; write them as plain `key: value` lines")
@@ -115,7 +117,8 @@ def _appended(text: str, added: Mapping[str, Any]) -> str:
     lines = [
         f"{key}:\n{_block(value)}" if isinstance(value, Mapping) else f"{key}: {_scalar(value)}" for key, value in added.items()
     ]
-    return f"{text.rstrip()}\n\n{_ADDED}\n" + "\n".join(lines) + "\n"
+    gap = "\n" if text.endswith("\n") else "\n\n"
+    return f"{text}{gap}{_ADDED}\n" + "\n".join(lines) + "\n"
 
 
 def _block(value: Mapping[str, Any]) -> str:

@@ -69,6 +69,8 @@ def test_line_ends_of_another_system_stay() -> None:
     dos = FILE.replace("\n", "\r\n")
     after = edited(dos, {"gradient_accumulation_steps": 4}, "f")
     assert after == dos.replace("steps: 8 ", "steps: 4 ")
+    added = edited(dos, {"deepspeed": {"a": {"b": 1}}, "optim": "sgd"}, "f")
+    assert added.count("\n") == added.count("\r\n") > dos.count("\r\n") - 4
 
 
 def test_what_cannot_be_changed_apart_is_refused() -> None:

@@ -226,6 +226,7 @@ def test_the_order_of_what_is_safer(here: Path, stub_python: str) -> None:
     at = next(p for p in plan.legal.points if (p.micro_batch_size, p.gradient_checkpointing, p.zero_stage) == (4, False, 0))
     order, trials = [], []
     while (after := next_safer(plan.legal.points, trials, at, same_sharding=False)) is not None:
+        assert after not in [trial.spec for trial in trials], "one that ran out of memory is not proposed again"
         assert after.global_batch_size == at.global_batch_size
         order.append((after.micro_batch_size, after.gradient_checkpointing, after.zero_stage))
         trials.append(trial_of(plan, len(trials), after, None))
