@@ -33,7 +33,9 @@ def heading(source: Source, start: Start) -> list[str]:
     if (failed := warning(source.result)) is not None:
         lines.insert(0, failed)
     command = " ".join([*(f"{name}={value}" for name, value in start.environment.items()), *start.arguments])
-    return [*lines, "", f"run it in this folder with: {command}"]
+    # the paths in the user's own file are relative to where he starts it
+    where = "in this folder" if source.study.source_path is None else "where you run your own file, by this one's path,"
+    return [*lines, "", f"run it {where} with: {command}"]
 
 
 def warning(result: TrialResult) -> str | None:

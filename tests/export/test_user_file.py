@@ -46,7 +46,7 @@ def exported(plan: Plan, spec: TrialSpec, out: Path) -> str:
 def body(text: str) -> str:
     """Without our heading."""
     lines = text.splitlines(keepends=True)
-    last = next(place for place, line in enumerate(lines) if "run it in this folder with" in line)
+    last = next(place for place, line in enumerate(lines) if "run it where you run your own file" in line)
     return "".join(lines[last + 1 :])
 
 
