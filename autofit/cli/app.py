@@ -84,6 +84,18 @@ def _export() -> Implementation:
     return export
 
 
+def _launch() -> Implementation:
+    from autofit.cli.launch import launch
+
+    return launch
+
+
+def _verify() -> Implementation:
+    from autofit.cli.verify import verify
+
+    return verify
+
+
 def _db() -> Implementation:
     from autofit.cli.database import app
 
@@ -106,6 +118,8 @@ COMMANDS: dict[str, Command] = {
     "studies": Command("List the studies, with their best.", _studies),
     "query": Command("Ask the database in SQL, read-only.", _query),
     "export": Command("Write the files that a launcher runs.", _export),
+    "launch": Command("Run the launcher on what was exported.", _launch),
+    "verify": Command("Say whether an export's certificate still holds here.", _verify),
     "db": Command("The database's schema: its revision, and its upgrade.", _db),
     "doctor": Command("Say what is installed and what is missing.", _doctor),
 }

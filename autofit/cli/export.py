@@ -14,7 +14,7 @@ def export(  # noqa: PLR0917 - one parameter a flag
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write to; made if missing.")],
     trial: Annotated[int | None, typer.Option(min=0, help="Number of the trial; default: the study's winner.")] = None,
     launcher: Annotated[
-        Literal["llamafactory", "transformers", "deepspeed"], typer.Option(help="What is to run the files.")
+        Literal["llamafactory", "transformers", "trl", "axolotl", "deepspeed"], typer.Option(help="What is to run the files.")
     ] = "llamafactory",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:

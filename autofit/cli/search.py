@@ -16,6 +16,11 @@ def search(  # noqa: PLR0917 - one parameter a flag
     context: typer.Context,
     gpu_mem: Annotated[str, typer.Option(help="Memory of the card, for example 80GB (80 x 1024^3 bytes).")],
     space: Annotated[str | None, typer.Option(help="Search space: a YAML file, or the name of one that ships.")] = None,
+    from_file: Annotated[
+        str | None, typer.Option("--from", metavar="FILE", help="Your LLaMA-Factory YAML: the first trial and the reference.")
+    ] = None,
+    free: Annotated[str, typer.Option(help="With --from: more knobs to search, comma-separated.")] = "",
+    keep: Annotated[str, typer.Option(help="With --from: knobs to leave as the file has them.")] = "",
     model: Annotated[str | None, typer.Option(help="Preset, Hugging Face folder or hub id; overrides the space.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data FILE, listed in the dataset_info.json beside it, or NAME.")] = None,
     num_gpus: Annotated[int | None, typer.Option(min=1, help="Devices, one rank each; default: all that are visible.")] = None,
@@ -66,6 +71,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 "engine": None if engine == "auto" else engine,
                 "sampler": sampler,
                 "seed": seed,
+                "from": str(Path(from_file).resolve()) if from_file else None,
             }
             plan = replan(stored_study(store, study), given)
         else:
@@ -83,6 +89,9 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 sampler=sampler or "tpe",
                 seed=seed or 0,
                 study=study,
+                from_file=from_file,
+                free=_names(free),
+                keep=_names(keep),
             )
             plan = plan_study(request)
             store.create_study(plan.study)
@@ -92,6 +101,10 @@ def search(  # noqa: PLR0917 - one parameter a flag
         with search_view.progress(plan, stop) as listener:
             report = run_search(store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits)
     _finish(report, as_json)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _finish(report: "SearchReport", as_json: bool) -> None:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -186,9 +187,9 @@ def _why(report: SearchReport) -> list[str]:
     reasons = [f"fastest of {len(report.trials)} measured that runs the reference's training: {_speed(winner, study)}"]
     reference = report.reference
     if reference and reference.trial_number == winner.trial_number:
-        reasons.append("it is the reference itself")
+        reasons.append("it is the reference itself" if study.source_path is None else "it is your file as it stands")
     elif reference and reference.fits:
-        reasons.append(f"{speed(winner, study) / speed(reference, study):.2f}x the reference (trial {reference.trial_number})")
+        reasons.append(_against(reference, winner, study))
     elif reference and reference.result:
         reasons.append(f"the reference itself ended {reference.result.outcome}")
     left = study.memory_budget_bytes - (winner.result.peak_device_bytes or 0)
@@ -198,6 +199,16 @@ def _why(report: SearchReport) -> list[str]:
         steps = len(longer.losses) or longer.timed_steps
         reasons.append(f"confirmed over {steps} steps in a fresh process: peak {format_bytes(longer.peak_device_bytes)}")
     return reasons
+
+
+def _against(reference: TrialRecord, winner: TrialRecord, study: StudyRecord) -> str:
+    """How the winner compares with the reference, or with the user's file where the study started from one."""
+    ratio = f"{speed(winner, study) / speed(reference, study):.2f}x"
+    if study.source_path is None or reference.result is None or winner.result is None:
+        return f"{ratio} the reference (trial {reference.trial_number})"
+    less = (reference.result.peak_device_bytes or 0) - (winner.result.peak_device_bytes or 0)
+    memory = f"{format_bytes(abs(less))} {'less' if less >= 0 else 'more'}"
+    return f"{ratio} faster than your file {Path(study.source_path).name} (trial {reference.trial_number}), {memory}"
 
 
 def _speed(trial: TrialRecord, study: StudyRecord) -> str:

@@ -14,7 +14,7 @@ from autofit.config.space import SearchSpace
 from autofit.config.trial import Engine, TrialSpec
 
 StudyStatus = Literal["RUNNING", "INTERRUPTED", "FINISHED"]
-Purpose = Literal["search", "confirm"]
+Purpose = Literal["search", "confirm", "launch"]
 
 
 class StudyRecord(Frozen):
@@ -39,6 +39,16 @@ class StudyRecord(Frozen):
     """What a rank may use: `gpu_mem_bytes` (or the device's own memory, if that is less) less headroom."""
     winner_trial_number: int | None = None
     autofit_version: str
+    source_path: str | None = None
+    """The launcher's YAML that the study started from (`--from`); its reference is what that file says."""
+    source_yaml: str | None = None
+    """That file's text: an export is this with the changed lines replaced."""
+
+    @model_validator(mode="after")
+    def _source_has_both(self) -> Self:
+        if (self.source_path is None) != (self.source_yaml is None):
+            raise ValueError("a study that started from a file has both its path and its text")
+        return self
 
 
 class TrialRecord(Frozen):
@@ -47,7 +57,7 @@ class TrialRecord(Frozen):
     study: str
     trial_number: int = Field(ge=0)
     purpose: Purpose = "search"
-    """A `confirm` trial runs the winner of the search again, longer, in a fresh process."""
+    """A `confirm` trial runs the winner of the search again, longer, in a fresh process; a `launch` is the user's own run."""
     spec: TrialSpec
     reason: str
     """Why it was proposed."""

@@ -152,11 +152,11 @@ class LegalSpace:
     """The knobs that really vary over `points`, with their values in order."""
 
 
-def enumerate_space(space: SearchSpace, model: Model, num_gpus: int, floor: DataFloor | None = None) -> LegalSpace:
-    """All legal points of `space` on `num_gpus` devices; `floor` is what the dataset's profile forbids.
+def reference_spec(space: SearchSpace, model: Model, num_gpus: int, floor: DataFloor | None = None) -> TrialSpec:
+    """The canonical reference of `space` on `num_gpus` devices; `floor` is what the dataset's profile forbids.
 
     Raises:
-        UsageError: no legal point, an illegal reference, an impossible value, or more than MAX_POINTS assignments.
+        UsageError: it cannot train, or cannot make up the global batch.
     """
     global_batch = _global_batch(space, num_gpus)
     wanted = _spec(space, {**space.reference}, num_gpus, global_batch)
@@ -168,6 +168,16 @@ def enumerate_space(space: SearchSpace, model: Model, num_gpus: int, floor: Data
     reference = canonical(wanted, model)
     if reason := refusal(reference, model, floor):
         raise UsageError(f"space {space.name}: the reference cannot train: {reason}")
+    return reference
+
+
+def enumerate_space(space: SearchSpace, model: Model, num_gpus: int, floor: DataFloor | None = None) -> LegalSpace:
+    """All legal points of `space` on `num_gpus` devices; `floor` is what the dataset's profile forbids.
+
+    Raises:
+        UsageError: no legal point, an illegal reference, an impossible value, or more than MAX_POINTS assignments.
+    """
+    reference, global_batch = reference_spec(space, model, num_gpus, floor), _global_batch(space, num_gpus)
     points: dict[TrialSpec, None] = {}
     refused: Counter[str] = Counter()
     for assignment in _assignments(space):

@@ -4,14 +4,16 @@ The trials run with the same values, because the worker holds the same function 
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
+from autofit.config.certificate import Start
 from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
 from autofit.export.source import Source
 
 FILE = "ds_config.json"
+USERS_PROGRAM = "YOUR_PROGRAM.py"
+"""Stands for the program that only the user has."""
 BUCKET_ELEMENTS = 500_000_000
 _LIVE = 1_000_000_000
 
@@ -102,9 +104,9 @@ def render(source: Source) -> dict[str, str]:
     return {FILE: json.dumps(config, indent=2) + "\n"}
 
 
-def command(source: Source, out_dir: Path) -> str:
+def start(source: Source) -> Start:
     """DeepSpeed runs the user's own program."""
-    return f"deepspeed --num_gpus {source.spec.num_gpus} YOUR_PROGRAM.py --deepspeed {out_dir / FILE}"
+    return Start(arguments=("deepspeed", "--num_gpus", str(source.spec.num_gpus), USERS_PROGRAM, "--deepspeed", FILE))
 
 
 def _offload(spec: TrialSpec) -> dict[str, Any]:

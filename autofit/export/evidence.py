@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from autofit.config.certificate import Start
 from autofit.config.legality import canonical
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
@@ -25,6 +26,17 @@ def evidence(source: Source) -> list[str]:
         f"device: {planned}{source.spec.num_gpus} rank(s) on {_device(study)}",
         f"engine: {study.engine}; {_versions(result)}",
     ]
+
+
+def heading(source: Source, start: Start) -> list[str]:
+    """The comments that stand before an exported file: why not to trust it, if so; the evidence; how it is run."""
+    lines = evidence(source)
+    if (failed := warning(source.result)) is not None:
+        lines.insert(0, failed)
+    command = " ".join([*(f"{name}={value}" for name, value in start.environment.items()), *start.arguments])
+    # the paths in the user's own file are relative to where he starts it
+    where = "in this folder" if source.study.source_path is None else "where you run your own file, by this one's path,"
+    return [*lines, "", f"run it {where} with: {command}"]
 
 
 def warning(result: TrialResult) -> str | None:
@@ -84,12 +96,15 @@ def _speed(source: Source) -> str:
         text += f" (over {result.timed_steps} steps)"
     reference, ratio = source.reference, speed_ratio(source)
     if reference is not None and reference.trial_number == source.trial.trial_number:
-        return f"{text}; this is the reference itself"
+        return f"{text}; this is {'the reference itself' if source.study.source_path is None else 'your file as it stands'}"
     if ratio is None or reference is None or reference.result is None:
         ended = f": trial {reference.trial_number} ended {reference.result.outcome}" if reference and reference.result else ""
         return f"{text}; no speed of the reference to compare with{ended}"
-    theirs = reference.result.samples_per_second
-    return f"{text}; {ratio:.2f} x the reference (trial {reference.trial_number}, {theirs:.4g} samples/s)"
+    theirs = f"(trial {reference.trial_number}, {reference.result.samples_per_second:.4g} samples/s)"
+    if source.study.source_path is None:
+        return f"{text}; {ratio:.2f} x the reference {theirs}"
+    less = (reference.result.peak_device_bytes or 0) - (result.peak_device_bytes or 0)
+    return f"{text}; {ratio:.2f} x your file {theirs}, {format_bytes(abs(less))} {'less' if less >= 0 else 'more'} at the peak"
 
 
 def _predicted_speed(source: Source) -> str:

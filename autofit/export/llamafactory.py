@@ -1,52 +1,38 @@
 """LLaMA-Factory 0.9.5: one `train.yaml`, the DeepSpeed config inside, and the evidence as comments."""
 
-import io
-import shlex
-from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-
+from autofit.config.certificate import Start
 from autofit.config.trial import TrialSpec
 from autofit.export.deepspeed import bucket_for
-from autofit.export.evidence import evidence, warning
+from autofit.export.evidence import heading
 from autofit.export.llamafactory_arguments import sections
 from autofit.export.source import Source
+from autofit.export.user_file import changed_file, evaluation_note, starts_deepspeed
+from autofit.export.yaml_text import yaml_text
 
 FILE = "train.yaml"
 
 
 def render(source: Source) -> dict[str, str]:
-    """`train.yaml`.
+    """`train.yaml`; for a study that started from the user's file, that file with its changed lines, and `train.diff`.
 
     Raises:
         UsageError: LLaMA-Factory cannot run what the trial ran, or the model has no weights or no certain template.
     """
-    document = CommentedMap()
-    for title, section in _sections(source).items():
-        first = next(iter(section))
-        document.update(section)
-        document.yaml_set_comment_before_after_key(first, before=f"\n{title}")
-    for key, note in _notes(source).items():
-        if key in document:
-            document.yaml_add_eol_comment(note, key)
-    document.yaml_set_start_comment("\n".join(_heading(source)))
-    yaml = YAML()
-    yaml.width = 4096  # never fold a path over lines
-    stream = io.StringIO()
-    yaml.dump(document, stream)
-    return {FILE: stream.getvalue()}
+    if source.study.source_yaml is not None:
+        return changed_file(source, FILE, _heading(source))
+    return {FILE: yaml_text(_heading(source), _sections(source), _notes(source))}
 
 
-def command(source: Source, out_dir: Path) -> str:
+def start(source: Source) -> Start:
     """How to start it. LLaMA-Factory goes distributed by itself where it sees several GPUs, so one device is named."""
-    file = shlex.quote(str(out_dir / FILE))
-    if needs_torchrun(source.spec):
-        return f"FORCE_TORCHRUN=1 NPROC_PER_NODE={source.spec.num_gpus} llamafactory-cli train {file}"
-    if source.study.hardware.device != "cpu":
-        return f"CUDA_VISIBLE_DEVICES=0 llamafactory-cli train {file}"
-    return f"llamafactory-cli train {file}"
+    environment: dict[str, str] = {}
+    if needs_torchrun(source.spec) or starts_deepspeed(source):
+        environment = {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": str(source.spec.num_gpus)}
+    elif source.study.hardware.device != "cpu":
+        environment = {"CUDA_VISIBLE_DEVICES": "0"}
+    return Start(arguments=("llamafactory-cli", "train", FILE), environment=environment)
 
 
 def needs_torchrun(spec: TrialSpec) -> bool:
@@ -83,7 +69,7 @@ def _notes(source: Source) -> dict[str, str]:
 
 
 def _heading(source: Source) -> list[str]:
-    lines = evidence(source)
-    if (failed := warning(source.result)) is not None:
-        lines.insert(0, failed)
-    return [*lines, "", f"run it in this folder with: {command(source, Path())}"]
+    lines = heading(source, start(source))
+    if (note := evaluation_note(source)) is not None:
+        lines.insert(-2, note)
+    return lines

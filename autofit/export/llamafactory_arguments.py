@@ -5,6 +5,7 @@ Every value that LLaMA-Factory would otherwise choose differently from the trial
 
 from typing import Any
 
+from autofit.config.launcher_keys import ATTENTION
 from autofit.config.model import Model
 from autofit.config.space import DatasetRef
 from autofit.config.trial import TrialSpec
@@ -13,7 +14,6 @@ from autofit.export.deepspeed import BUCKET_ELEMENTS, deepspeed_config
 from autofit.export.source import dataset_for, weights_of
 from autofit.export.templates import template_for
 
-ATTENTION = {"auto": "auto", "eager": "disabled", "sdpa": "sdpa", "flash_attention_2": "fa2"}
 FREEZE_TRAINABLE_LAYERS = 2
 """Layers that method `freeze` trains: LLaMA-Factory's default, and the worker's."""
 LEARNING_RATE = {"full": 1.0e-5, "freeze": 1.0e-5, "lora": 1.0e-4}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.errors import AutofitError, UsageError
-from autofit.export import EXPORTERS, Source, export
+from autofit.export import Source, export, launch_command
 from autofit.export.evidence import reference_trial, warning
 
 
@@ -39,9 +39,15 @@ def export_from(
         have = f"it has 0 to {max(each.trial_number for each in trials)}" if trials else "it has none"
         raise UsageError(f"study {study.name} has no trial {number}; {have}")
     reference = reference_trial(study, trials)
-    source = Source(study, trial, reference)
-    files = export(study, trial, reference, launcher, out_dir)
-    return Exported(number, files, EXPORTERS[launcher].command(source, out_dir), warning(source.result))
+    files = export(study, trial, reference, launcher, out_dir, confirm=_confirmation(trial, trials))
+    command = launch_command(study, trial, launcher, out_dir)
+    return Exported(number, files, command, warning(Source(study, trial, reference).result))
+
+
+def _confirmation(trial: TrialRecord, trials: Sequence[TrialRecord]) -> TrialRecord | None:
+    """The finished `confirm` run of a search trial's configuration."""
+    runs = [each for each in trials if each.purpose == "confirm" and each.spec == trial.spec and each.result is not None]
+    return runs[-1] if runs and trial.purpose == "search" else None
 
 
 def _why_no_winner(study: StudyRecord, trials: Sequence[TrialRecord]) -> str:

@@ -21,6 +21,8 @@ class Source:
     study: StudyRecord
     trial: TrialRecord
     reference: TrialRecord | None
+    confirm: TrialRecord | None = None
+    """The longer run of the same configuration in a fresh process, if there was one."""
 
     @property
     def spec(self) -> TrialSpec:

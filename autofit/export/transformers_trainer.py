@@ -6,12 +6,11 @@ The DeepSpeed config is inside the first, so that one file cannot contradict ano
 """
 
 import json
-import shlex
-from pathlib import Path
 from typing import Any
 
+from autofit.config.certificate import Start
 from autofit.config.trial import TrialSpec
-from autofit.export.deepspeed import config_for
+from autofit.export.deepspeed import USERS_PROGRAM, config_for
 from autofit.export.evidence import evidence, warning
 from autofit.export.llamafactory import needs_torchrun
 from autofit.export.llamafactory_arguments import FREEZE_TRAINABLE_LAYERS, LEARNING_RATE
@@ -30,10 +29,10 @@ def render(source: Source) -> dict[str, str]:
     return {ARGUMENTS_FILE: _json(_arguments(source)), MODEL_FILE: _json(_model(source))}
 
 
-def command(source: Source, out_dir: Path) -> str:
+def start(source: Source) -> Start:
     """The training program is the user's own."""
-    start = f"torchrun --nproc-per-node {source.spec.num_gpus}" if needs_torchrun(source.spec) else "python"
-    return f"{start} YOUR_PROGRAM.py {shlex.quote(str(out_dir / ARGUMENTS_FILE))}"
+    runner = ("torchrun", "--nproc-per-node", str(source.spec.num_gpus)) if needs_torchrun(source.spec) else ("python",)
+    return Start(arguments=(*runner, USERS_PROGRAM, ARGUMENTS_FILE))
 
 
 def _arguments(source: Source) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def _arguments(source: Source) -> dict[str, Any]:
         "num_train_epochs": 3.0,
         "learning_rate": LEARNING_RATE[spec.method],
         "lr_scheduler_type": "cosine",
-        **_warmup(source),
+        **warmup(source),
         "logging_steps": 10,
         "save_steps": 500,
         "report_to": "none",
@@ -69,7 +68,7 @@ def _arguments(source: Source) -> dict[str, Any]:
     return arguments
 
 
-def _warmup(source: Source) -> dict[str, float]:
+def warmup(source: Source) -> dict[str, float]:
     """A tenth of the steps. transformers 5 took `warmup_ratio` away and lets `warmup_steps` be a fraction."""
     major = source.result.versions.get("transformers", "5").split(".")[0]
     return {"warmup_ratio" if major.isdigit() and int(major) < 5 else "warmup_steps": 0.1}
@@ -81,7 +80,7 @@ def _model(source: Source) -> dict[str, Any]:
         "model_name_or_path": source.model_name_or_path(),
         "method": spec.method,
         "dtype": _loaded_dtype(spec),
-        "trainable_dtype": _trainable_dtype(spec),
+        "trainable_dtype": trainable_dtype(spec),
         "attn_implementation": None if spec.attention == "auto" else spec.attention,
         "cutoff_len": spec.cutoff_len,
     }
@@ -117,7 +116,7 @@ def _loaded_dtype(spec: TrialSpec) -> str:
     return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[spec.precision]
 
 
-def _trainable_dtype(spec: TrialSpec) -> str:
+def trainable_dtype(spec: TrialSpec) -> str:
     """What is trained is kept in fp32, unless pure_bf16; under DeepSpeed the fp32 masters are its own."""
     return _loaded_dtype(spec) if spec.pure_bf16 or spec.zero_stage > 0 else "float32"
 

@@ -110,12 +110,13 @@ class Store:
         """Stores a trial that is about to run. `record.result` is not stored: see `finish_trial`.
 
         Raises:
-            StoreError: no such study, the number is taken, or the configuration has run for this purpose already.
+            StoreError: no such study, the number is taken, or the configuration has been searched or confirmed already.
         """
         with self._transaction(write=True) as connection:
             study = self._study_row(connection, record.study)
             row = {"study_id": study["id"], **trial_row(record, study["memory_budget_bytes"])}
             same = (trials.c.config_key == row["config_key"]) & (trials.c.purpose == record.purpose)
+            same &= trials.c.purpose != "launch"  # the user may launch one configuration as often as he likes
             clash = connection.execute(
                 select(trials.c.trial_number)
                 .where(trials.c.study_id == study["id"], (trials.c.trial_number == record.trial_number) | same)

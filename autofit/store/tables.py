@@ -141,9 +141,8 @@ trials = Table(
     Column("hardware", Text),
     Column("timings", Text),
     UniqueConstraint("study_id", "trial_number", name="uq_trials_number"),
-    UniqueConstraint("study_id", "config_key", "purpose", name="uq_trials_configuration"),
     CheckConstraint("trial_number >= 0 AND attempt >= 1", name="ck_trials_counts"),
-    CheckConstraint("purpose IN ('search', 'confirm')", name="ck_trials_purpose"),
+    CheckConstraint("purpose IN ('search', 'confirm', 'launch')", name="ck_trials_purpose"),
     CheckConstraint("state IN ('RUNNING', 'FINISHED')", name="ck_trials_state"),
     CheckConstraint(f"outcome IN ({_listed(OUTCOMES)})", name="ck_trials_outcome"),
     CheckConstraint(
@@ -210,6 +209,14 @@ trial_documents = Table(
 FITS = "outcome = 'COMPLETED' AND purpose = 'search' AND margin_bytes >= 0"
 """Trials of the search that ran to the end inside the budget: the candidates."""
 
+Index(
+    "uq_trials_configuration",
+    trials.c.study_id,
+    trials.c.config_key,
+    trials.c.purpose,
+    unique=True,
+    sqlite_where=text("purpose != 'launch'"),
+)
 Index("ix_trials_state", trials.c.study_id, trials.c.state)
 Index("ix_trials_best", trials.c.study_id, trials.c.objective_value, sqlite_where=text(FITS))
 Index(

@@ -6,6 +6,7 @@ that resumes first settles what the last one left: a result on disk is stored, a
 same number. The sampler keeps no state: it is asked anew with the whole history.
 """
 
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -13,15 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
 from autofit.config.record import Purpose, StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
-from autofit.config.trial import Measure, RunSpec, TrialSpec
+from autofit.config.trial import RunSpec, TrialSpec
 from autofit.errors import AutofitError, Interrupted
 from autofit.export.llamafactory_arguments import arguments
+from autofit.export.user_file import user_arguments
 from autofit.launch import gpus
 from autofit.launch.local import Heartbeat, Limits, LocalExecutor
 from autofit.search.samplers import Context, propose
@@ -29,10 +31,13 @@ from autofit.store.store import Store
 from autofit.tuning.growth import judge
 from autofit.tuning.plan import Plan
 from autofit.tuning.winner import Compromise, compromise_table, nearest_miss, ranking, within_budget
+from autofit.units import format_bytes
 
 CONFIRM_FACTOR = 10
 """A confirmation runs this many times as long as a trial."""
 CONFIRM_CANDIDATES = 3
+CHECKPOINT_STATE_BYTES = 12
+"""Bytes per trained parameter that a checkpoint holds beside the weights: fp32 masters and two moments."""
 SAME_CRASHES = 3
 """After this many trials in a row that fail alike, and not for memory, the cause is not the configuration."""
 
@@ -210,25 +215,49 @@ class _Driver:
     def _run_spec(self, trial: TrialRecord) -> RunSpec:
         measure = self._study.space.measure
         if trial.purpose == "confirm":
-            measure = Measure(
-                warmup_steps=measure.warmup_steps,
-                steps=CONFIRM_FACTOR * (measure.warmup_steps + measure.steps) - measure.warmup_steps,
-            )
+            steps = CONFIRM_FACTOR * (measure.warmup_steps + measure.steps) - measure.warmup_steps
+            room = self._has_room_for_checkpoint(trial.spec)
+            measure = measure.model_copy(update={"steps": steps, "evaluate": True, "save": room, "resume": room})
         study = self._study
-        is_llamafactory, device = study.engine == "llamafactory", study.hardware.device
+        device = study.hardware.device
+        assert device != "none"
+        keys = None
+        if study.engine == "llamafactory":
+            from_file = study.source_yaml is not None
+            keys = user_arguments(study, trial.spec) if from_file else _arguments(study, trial.spec)
         return RunSpec(
             trial=trial.spec,
             model=study.model,
             engine=study.engine,
-            arguments=arguments(trial.spec, study.model, study.space.dataset, device) if is_llamafactory else None,
+            arguments=keys,
             device=device,
             measure=measure,
             memory_budget_bytes=study.memory_budget_bytes,
             seed=study.seed,
         )
 
+    def _has_room_for_checkpoint(self, spec: TrialSpec) -> bool:
+        """Whether the disk holds what a checkpoint writes; says so if not."""
+        known = next((t.result for t in self._trials("search") if t.spec == spec and t.result), None)
+        if known is None or known.total_parameters is None or known.trainable_parameters is None:
+            return True
+        width = 4 if spec.precision == "fp32" else 2
+        needed = width * known.total_parameters + CHECKPOINT_STATE_BYTES * known.trainable_parameters
+        free = shutil.disk_usage(self._dir).free
+        if needed < free:
+            return True
+        self._listener.said(
+            f"no room for a checkpoint in {self._dir}: about {format_bytes(needed)} are needed, {format_bytes(free)} are free; the"
+            " confirmation leaves saving and resuming out (--runs names another folder)"
+        )
+        return False
+
     def _trials(self, purpose: Purpose) -> list[TrialRecord]:
         return [trial for trial in self._store.trials(self._study.name) if trial.purpose == purpose and trial.result]
+
+
+def _arguments(study: StudyRecord, spec: TrialSpec) -> dict[str, Any]:
+    return arguments(spec, study.model, study.space.dataset, study.hardware.device)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from autofit.launch.environment import TrainingEnvironment, probe
 from autofit.predict.devices import device_model, for_memory
 from autofit.store.store import Store
 from autofit.tuning.engine import Choice, choose
+from autofit.tuning.from_file import Start, start_from
 from autofit.units import format_bytes
 
 DEFAULT_SPACE = "qwen2_5_vl_7b"
@@ -48,6 +49,10 @@ class SearchRequest:
     sampler: str = "tpe"
     seed: int = 0
     study: str | None = None
+    from_file: str | None = None
+    """The user's LLaMA-Factory YAML, instead of space, model, data set and global batch."""
+    free: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def plan_study(request: SearchRequest) -> Plan:
         UsageError: a space, model, device or budget that cannot be.
         LaunchError: the interpreter cannot run the trials.
     """
-    space = _space(request)
+    start = _start(request) if request.from_file is not None else None
+    space = start.space if start else _space(request)
     model = resolve_model(space.model)
     hardware, notes = _hardware(request, space, model)
     budget, more = _budget(request.gpu_mem_bytes, hardware)
@@ -93,7 +99,11 @@ def plan_study(request: SearchRequest) -> Plan:
         gpu_mem_bytes=request.gpu_mem_bytes,
         memory_budget_bytes=budget,
         autofit_version=autofit.__version__,
+        source_path=start.path if start else None,
+        source_yaml=start.text if start else None,
     )
+    if start:
+        start.refuse(study.engine)
     return Plan(study, legal, tuple(notes))
 
 
@@ -129,6 +139,7 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
         "engine": study.engine,
         "global-batch-size": study.space.global_batch_size,
         "model": study.space.model,
+        "from": study.source_path,
     }
     for name, value in given.items():
         if value is not None and value != stored[name]:
@@ -149,6 +160,21 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
 
 def _shown(value: object) -> object:
     return value.label if isinstance(value, ModelRef) else value
+
+
+def _start(request: SearchRequest) -> Start:
+    """The user's file as a space, for the devices that the study will have."""
+    said = {
+        "space": request.space,
+        "model": request.model,
+        "dataset": request.dataset,
+        "global-batch-size": request.global_batch_size,
+    }
+    if clash := [name for name, value in said.items() if value is not None]:
+        raise UsageError(f"--from takes the file's own; leave --{clash[0]} out, or change the file")
+    visible = len(gpus.cuda_devices()) if request.device != "cpu" else 0
+    device: Literal["cuda", "cpu"] = "cpu" if request.device == "cpu" else "cuda"
+    return start_from(str(request.from_file), device, request.num_gpus or visible or 1, free=request.free, keep=request.keep)
 
 
 def _space(request: SearchRequest) -> SearchSpace:

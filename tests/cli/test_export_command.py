@@ -62,7 +62,7 @@ def test_winner_by_default(database: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["export", "--db", str(database), "--study", "done", "-o", str(out)]) == 0
     printed = capsys.readouterr()
     command = f"FORCE_TORCHRUN=1 NPROC_PER_NODE=2 llamafactory-cli train {out / 'train.yaml'}"
-    assert printed.out.splitlines() == [str(out / "train.yaml"), f"run it: {command}"]
+    assert printed.out.splitlines() == [str(out / "train.yaml"), str(out / "autofit.json"), f"run it: {command}"]
     assert printed.err == ""
     text = (out / "train.yaml").read_text()
     assert "per_device_train_batch_size: 2" in text
@@ -75,7 +75,7 @@ def test_json_and_warning(database: Path, tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert document["trial_number"] == 2
-    assert document["files"] == [str(tmp_path / "o" / "ds_config.json")]
+    assert document["files"] == [str(tmp_path / "o" / name) for name in ("ds_config.json", "autofit.json")]
     assert printed.err.startswith("NOT A FIT: this configuration ended OOM in forward")
 
 
@@ -85,7 +85,7 @@ def test_json_and_warning(database: Path, tmp_path: Path, capsys: pytest.Capture
         (["--study", "empty"], 1, "study empty has no winner yet: it is RUNNING with 0 trial(s) done"),
         (["--study", "none"], 1, "none"),
         (["--study", "done", "--trial", "9"], 2, "study done has no trial 9; it has 0 to 2"),
-        (["--study", "done", "--launcher", "axolotl"], 2, "axolotl"),
+        (["--study", "done", "--launcher", "verl"], 2, "is not one of"),
     ],
 )
 def test_failures_in_one_line(

@@ -229,9 +229,9 @@ def test_export_writes_and_replaces_its_own_file_only(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "train.yaml").write_text("old")
     paths = export(case.study, case.trial, case.reference, "llamafactory", tmp_path)
-    assert paths == [tmp_path / "train.yaml"]
+    assert paths == [tmp_path / "train.yaml", tmp_path / "autofit.json"]
     assert paths[0].read_text() == text_of(case)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "train.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["autofit.json", "notes.txt", "train.yaml"]
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -262,8 +262,8 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
 
 def test_unknown_launcher_and_unfinished_trial(tmp_path: Path) -> None:
     case = make_case()
-    with pytest.raises(UsageError, match="choose from llamafactory, transformers, deepspeed"):
-        export(case.study, case.trial, None, "axolotl", tmp_path)
+    with pytest.raises(UsageError, match="choose from llamafactory, transformers, trl, axolotl, deepspeed"):
+        export(case.study, case.trial, None, "verl", tmp_path)
     running = case.trial.model_copy(update={"result": None, "finished_at": None})
     for launcher in EXPORTERS:
         with pytest.raises(AutofitError, match="trial 7 of study s1 has not finished"):
@@ -276,5 +276,5 @@ def test_yaml_of_a_path_with_odd_characters(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
     (folder / "model.safetensors").touch()
     case = make_case(ModelRef(path=str(folder)))
-    (file,) = export(case.study, case.trial, None, "llamafactory", tmp_path / "out")
+    file, _ = export(case.study, case.trial, None, "llamafactory", tmp_path / "out")
     assert YAML(typ="safe").load(file.read_text())["model_name_or_path"] == str(folder)

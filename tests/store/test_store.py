@@ -178,3 +178,15 @@ def test_a_read_only_store_writes_nothing(store: Store, tmp_path: Path) -> None:
 def test_what_is_no_sqlite_file_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError, match="--db"):
         Store.open(url)
+
+
+def test_a_configuration_may_be_launched_many_times(store: Store) -> None:
+    """It is searched and confirmed once; each out-of-memory of a real run is an observation of its own."""
+    for number in range(3):
+        launched = trial_record(number).model_copy(update={"purpose": "launch", "spec": trial_record(0).spec})
+        store.start_trial(launched)
+        store.finish_trial("first", number, NOON, out_of_memory())
+    assert [trial.trial_number for trial in store.trials("first", purpose="launch")] == [0, 1, 2]
+    store.start_trial(trial_record(3).model_copy(update={"spec": trial_record(0).spec}))
+    with pytest.raises(StoreError, match="has tried this configuration already, as search trial 3"):
+        store.start_trial(trial_record(4).model_copy(update={"spec": trial_record(0).spec}))
