@@ -247,7 +247,7 @@ class _Driver:
         if needed < free:
             return True
         self._listener.said(
-            f"no room for a checkpoint in {self._dir}: about {format_bytes(needed)} are needed, {format_bytes(free)} are free; the"
+            f"no room for a checkpoint in {self._dir}: about {format_bytes(needed)} needed, {format_bytes(free)} free; the"
             " confirmation leaves saving and resuming out (--runs names another folder)"
         )
         return False
