@@ -51,6 +51,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
     from autofit.launch.local import Limits
     from autofit.store.store import Store
     from autofit.tuning.driver import StopRule, run_search
+    from autofit.tuning.foresight import Foresight
     from autofit.tuning.plan import SearchRequest, plan_study, replan, stored_study
     from autofit.units import parse_bytes, parse_seconds
 
@@ -99,7 +100,10 @@ def search(  # noqa: PLR0917 - one parameter a flag
             survey_view.run(store, plan, as_json=as_json)
             return
         with search_view.progress(plan, stop) as listener:
-            report = run_search(store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits)
+            foresight = Foresight.of(plan.study, listener.said)
+            report = run_search(
+                store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits, foresight=foresight
+            )
     _finish(report, as_json)
 
 

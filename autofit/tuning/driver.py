@@ -28,6 +28,7 @@ from autofit.launch import gpus
 from autofit.launch.local import Heartbeat, Limits, LocalExecutor
 from autofit.search.samplers import Context, propose
 from autofit.store.store import Store
+from autofit.tuning.foresight import Foresight
 from autofit.tuning.growth import judge
 from autofit.tuning.plan import Plan
 from autofit.tuning.winner import Compromise, compromise_table, nearest_miss, ranking, within_budget
@@ -86,9 +87,19 @@ class SearchReport:
 
 
 def run_search(
-    store: Store, plan: Plan, *, runs_dir: Path, stop: StopRule, listener: Listener, limits: Limits | None = None
+    store: Store,
+    plan: Plan,
+    *,
+    runs_dir: Path,
+    stop: StopRule,
+    listener: Listener,
+    limits: Limits | None = None,
+    foresight: Foresight | None = None,
 ) -> SearchReport:
     """Runs (or goes on with) a study to a limit and confirms its winner. The study must be in the store.
+
+    Args:
+        foresight: predicts each trial before it runs; None: no predictions are stored.
 
     Raises:
         AutofitError: another driver has the study, a device is taken, the store fails, or all trials crash alike.
@@ -96,7 +107,8 @@ def run_search(
     """
     study = plan.study
     with _one_driver(runs_dir / study.name, study.name), gpus.lease(study.hardware, f"autofit search, study {study.name}"):
-        driver = _Driver(store, plan, runs_dir / study.name, listener, LocalExecutor(study.python, study.hardware, limits))
+        executor = LocalExecutor(study.python, study.hardware, limits)
+        driver = _Driver(store, plan, runs_dir / study.name, listener, executor, foresight)
         store.set_study_status(study.name, "RUNNING")
         try:
             driver.settle()
@@ -116,13 +128,22 @@ def run_search(
 class _Driver:
     """One run of the loop."""
 
-    def __init__(self, store: Store, plan: Plan, study_dir: Path, listener: Listener, executor: LocalExecutor) -> None:
+    def __init__(  # noqa: PLR0917 - its parts
+        self,
+        store: Store,
+        plan: Plan,
+        study_dir: Path,
+        listener: Listener,
+        executor: LocalExecutor,
+        foresight: Foresight | None,
+    ) -> None:
         self._store = store
         self._plan = plan
         self._study = plan.study
         self._dir = study_dir
         self._listener = listener
         self._executor = executor
+        self._foresight = foresight
 
     def settle(self) -> None:
         """Brings trials that a killed driver left unfinished to their end."""
@@ -192,6 +213,7 @@ class _Driver:
             purpose=purpose,
             spec=spec,
             reason=reason,
+            prediction=self._foresight.before(spec, self._trials("search")) if self._foresight else None,
             run_dir=str(self._dir / f"{number:04d}"),
             started_at=datetime.now(UTC),
         )

@@ -1,0 +1,54 @@
+"""What is said of a trial before it runs: its prediction, corrected by the study's trials that have run.
+
+It is stored with the trial, so that the view `prediction_accuracy` can hold it against what was measured. A trial that cannot
+be predicted runs all the same, without a prediction.
+"""
+
+from collections.abc import Callable, Sequence
+
+from autofit.config.prediction import Prediction
+from autofit.config.record import StudyRecord, TrialRecord
+from autofit.config.trial import TrialSpec
+from autofit.errors import AutofitError
+from autofit.launch.environment import probe
+from autofit.predict.devices import DeviceModel, recognise
+from autofit.predict.learned import Basis, Measured, learn
+from autofit.predict.predictor import Predictor
+
+
+class Foresight:
+    """Predicts the trials of one study on CUDA devices."""
+
+    def __init__(self, study: StudyRecord, predictor: Predictor, card: DeviceModel, said: Callable[[str], None]) -> None:
+        self._study = study
+        self._predictor = predictor
+        self._card = card
+        self._said = said
+        self._reasons: set[str] = set()
+        self._basis = Basis.of(study.model, card.name, predictor.versions)
+
+    @classmethod
+    def of(cls, study: StudyRecord, said: Callable[[str], None]) -> "Foresight | None":
+        """For a study on GPUs whose rates are known; None for any other."""
+        card = recognise(study.hardware.devices[0].name) if study.hardware.device == "cuda" else None
+        if card is None:
+            return None
+        environment = probe(study.python)
+        return cls(study, Predictor(environment.python, environment.versions, device=card), card, said)
+
+    def before(self, spec: TrialSpec, history: Sequence[TrialRecord]) -> Prediction | None:
+        """The prediction of `spec`, or None where there is none; each reason is said once.
+
+        Args:
+            history: the study's finished trials; those that ran under the same versions correct the prediction.
+        """
+        measured = [Measured(self._study.model, self._card.name, trial) for trial in history]
+        try:
+            known = learn(measured, self._basis, self._card, lambda one: self._predictor.timing(one.trial.spec, one.model))
+            self._predictor.calibrations, self._predictor.constants = known.calibrations, known.constants
+            return self._predictor.predict(spec, self._study.model, self._study.memory_budget_bytes)
+        except AutofitError as error:
+            if str(error) not in self._reasons:
+                self._reasons.add(str(error))
+                self._said(f"runs without a prediction: {error}")
+            return None
