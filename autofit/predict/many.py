@@ -1,9 +1,9 @@
 """Predictions for a whole space, on all cores: each process takes the specs of some variants and the traces from the cache."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from multiprocessing import get_context
 
@@ -20,23 +20,31 @@ _WORTH_A_PROCESS = 60
 Answers = dict[TrialSpec, Prediction | str]
 
 
-def predict_many(
-    predictor: Predictor, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None
-) -> Iterator[Answers]:
-    """Spec -> its prediction, or why there is none; in parts, as they are done. Call `Predictor.prepare` first."""
-    failed: Answers = {spec: str(error) for spec in specs if (error := predictor.untraceable(spec, model))}
-    if failed:
-        yield failed
-    able = sorted((spec for spec in specs if spec not in failed), key=lambda spec: _family(spec, model))
-    parts = [list(part) for _, part in groupby(able, key=lambda spec: _family(spec, model))]
-    if len(specs) < _WORTH_A_PROCESS:
-        for part in parts:
-            yield _predict(predictor, part, model, gpu_mem_bytes)
-        return
-    bare = replace(predictor)  # without the traces, which a process reads faster than it is sent them
-    with ProcessPoolExecutor(max_workers=os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(_predict, bare, part, model, gpu_mem_bytes) for part in parts]:
-            yield done.result()
+@dataclass
+class Forecaster:
+    """A predictor that is asked for whole spaces."""
+
+    predictor: Predictor
+
+    def prepare(self, specs: Iterable[tuple[TrialSpec, Model]], on_progress: Callable[[int, int], None]) -> None:
+        """See `Predictor.prepare`; to be called before `many`."""
+        self.predictor.prepare(specs, on_progress)
+
+    def many(self, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None) -> Iterator[Answers]:
+        """Spec -> its prediction, or why there is none; in parts, as they are done."""
+        failed: Answers = {spec: str(error) for spec in specs if (error := self.predictor.untraceable(spec, model))}
+        if failed:
+            yield failed
+        able = sorted((spec for spec in specs if spec not in failed), key=lambda spec: _family(spec, model))
+        parts = [list(part) for _, part in groupby(able, key=lambda spec: _family(spec, model))]
+        if len(specs) < _WORTH_A_PROCESS:
+            for part in parts:
+                yield _predict(self.predictor, part, model, gpu_mem_bytes)
+            return
+        bare = replace(self.predictor)  # without the traces, which a process reads faster than it is sent them
+        with ProcessPoolExecutor(max_workers=os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
+            for done in [pool.submit(_predict, bare, part, model, gpu_mem_bytes) for part in parts]:
+                yield done.result()
 
 
 def _family(spec: TrialSpec, model: Model) -> str:

@@ -17,8 +17,7 @@ from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
-from autofit.predict.many import predict_many
-from autofit.predict.predictor import Predictor
+from autofit.predict.many import Answers, Forecaster
 from autofit.store.store import Store
 from autofit.tuning.plan import Plan
 from autofit.units import format_bytes
@@ -55,7 +54,7 @@ class SurveyReport:
     """Reason -> configurations that could not be predicted."""
 
 
-def run_survey(store: Store, plan: Plan, predictor: Predictor, progress: Progress) -> SurveyReport:
+def run_survey(store: Store, plan: Plan, forecaster: Forecaster, progress: Progress) -> SurveyReport:
     """Predicts every point of the plan's space and stores it. The study must be in the store; a finished one is only read.
 
     Raises:
@@ -64,7 +63,7 @@ def run_survey(store: Store, plan: Plan, predictor: Predictor, progress: Progres
     study = plan.study
     if not store.trials(study.name):
         started = datetime.now(UTC)
-        found = _predictions(plan, predictor, progress)
+        found = _predictions(plan, forecaster, progress)
         if not any(isinstance(answer, Prediction) for answer in found.values()):
             raise AutofitError(f"no configuration of {study.space.name} can be predicted: {next(iter(found.values()))}")
         store.add_trials(study.name, _records(plan, found, started))
@@ -92,18 +91,18 @@ def predicted_speed(trial: TrialRecord, study: StudyRecord) -> float:
     return float(getattr(trial.prediction, study.space.objective))
 
 
-def _predictions(plan: Plan, predictor: Predictor, progress: Progress) -> dict[TrialSpec, Prediction | str]:
+def _predictions(plan: Plan, forecaster: Forecaster, progress: Progress) -> Answers:
     """Spec -> its prediction, or why there is none."""
     study, points = plan.study, plan.legal.points
-    predictor.prepare([(spec, study.model) for spec in points], lambda done, of: progress("tracing variants", done, of))
-    found: dict[TrialSpec, Prediction | str] = {}
-    for part in predict_many(predictor, points, study.model, study.memory_budget_bytes):
+    forecaster.prepare([(spec, study.model) for spec in points], lambda done, of: progress("tracing variants", done, of))
+    found: Answers = {}
+    for part in forecaster.many(points, study.model, study.memory_budget_bytes):
         found |= part
         progress("predicting", len(found), len(points))
     return {spec: found[spec] for spec in points}
 
 
-def _records(plan: Plan, found: dict[TrialSpec, Prediction | str], started: datetime) -> list[TrialRecord]:
+def _records(plan: Plan, found: Answers, started: datetime) -> list[TrialRecord]:
     """Finished trials, best first."""
     study = plan.study
 

@@ -1,7 +1,7 @@
 """A survey with a made-up predictor: what it stores, whom it chooses, how it goes on. The command itself: tests/cli."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from autofit.config.model import Model
 from autofit.config.prediction import Prediction
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
+from autofit.predict.many import Answers
 from autofit.store.store import Store
 from autofit.tuning.plan import Plan, SearchRequest, plan_study, replan
 from autofit.tuning.survey import run_survey
@@ -26,6 +27,13 @@ class MadeUp:
 
     def prepare(self, specs: Sequence[tuple[TrialSpec, Model]], progress: Callable[[int, int], None]) -> None:
         progress(len(specs), len(specs))
+
+    def many(self, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None) -> Iterator[Answers]:
+        for spec in specs:
+            try:
+                yield {spec: self.predict(spec, model, gpu_mem_bytes)}
+            except AutofitError as error:
+                yield {spec: str(error)}
 
     def predict(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None = None) -> Prediction:
         self.asked += 1
@@ -131,12 +139,12 @@ def test_a_survey_cut_off_leaves_nothing_and_a_finished_one_is_read(store: Store
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_survey(store, plan, MadeUp(), killed)  # type: ignore[arg-type]
+        run_survey(store, plan, MadeUp(), killed)
     assert store.trials("s") == []
     first = run_survey(store, plan, MadeUp(), quiet)  # type: ignore[arg-type]
     again = replan(store.study("s"), {"device": "none", "card": "a100-80gb"})
     unused = MadeUp()
-    second = run_survey(store, again, unused, quiet)  # type: ignore[arg-type]
+    second = run_survey(store, again, unused, quiet)
     assert unused.asked == 0
     assert second.trials == first.trials and second.winner == first.winner
 
