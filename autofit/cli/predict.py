@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autofit.cli import output
+from autofit.cli.context import database_url
 
 if TYPE_CHECKING:
     from autofit.predict.predictor import Predictor
-    from autofit.tuning.forecast import Explanation
+    from autofit.tuning.forecast import Explanation, Question
 
 Spec = Annotated[Path, typer.Option(help="One spec (YAML or JSON), or JSONL of many.")]
 Python = Annotated[str | None, typer.Option(help="Interpreter of your training environment; default: this one.")]
@@ -59,8 +60,11 @@ def predict(
 
 
 def explain(  # noqa: PLR0917 - the flags
-    spec: Spec,
-    gpu_mem: Annotated[str, typer.Option(help="Budget, for example 24GB.")],
+    context: typer.Context,
+    spec: Annotated[Path | None, typer.Option(help="One spec (YAML or JSON).")] = None,
+    study: Annotated[str | None, typer.Option(help="Instead of --spec: a trial of this study.")] = None,
+    trial: Annotated[int | None, typer.Option(min=0, help="Its number; default: the study's winner.")] = None,
+    gpu_mem: Annotated[str | None, typer.Option(help="Budget, for example 24GB; default: the study's.")] = None,
     card: Card = None,
     python: Python = None,
     picture: Annotated[
@@ -71,12 +75,13 @@ def explain(  # noqa: PLR0917 - the flags
     """Explain a configuration's memory: terms, verdict, and what makes it fit; exit 1 when it does not."""
     from autofit.report import picture as drawing
     from autofit.tuning import forecast
-    from autofit.units import parse_bytes
 
-    budget = parse_bytes(gpu_mem)
     if picture:
         drawing.check_target(picture)
-    found = forecast.explain(forecast.read_spec(spec), _predictor(python, card), budget, output.remark)
+    asked = _question(context, spec, study, trial, gpu_mem)
+    budget = asked.memory_budget_bytes
+    predictor = _predictor(python or asked.python, card or asked.card)
+    found = forecast.explain(asked.spec, predictor, budget, output.remark, asked.model)
     if picture:
         step = drawing.Step(found.spec.model.label, found.spec, found.prediction, found.timeline, budget)
         drawing.write(step, picture)
@@ -87,6 +92,26 @@ def explain(  # noqa: PLR0917 - the flags
         _show(found, budget)
     if found.shortfall_bytes > 0:
         raise typer.Exit(1)
+
+
+def _question(
+    context: typer.Context, spec: Path | None, study: str | None, trial: int | None, gpu_mem: str | None
+) -> "Question":
+    """What is to be explained: a spec under a budget, or a trial of a study under the study's."""
+    from autofit.errors import UsageError
+    from autofit.store import Store
+    from autofit.tuning import forecast
+    from autofit.units import parse_bytes
+
+    budget = parse_bytes(gpu_mem) if gpu_mem else None
+    if spec is not None and study is None:
+        if budget is None:
+            raise UsageError("explain --spec needs --gpu-mem, for example --gpu-mem 24GB")
+        return forecast.Question(forecast.read_spec(spec), budget)
+    if study is None or spec is not None:
+        raise UsageError("explain takes either --spec FILE or --study NAME")
+    with Store.open(database_url(context), read_only=True) as store:
+        return forecast.question_of(store.study(study), store.trials(study), trial, budget)
 
 
 def _predictor(python: str | None, card: str | None) -> "Predictor":

@@ -81,7 +81,7 @@ def show(report: SurveyReport) -> None:
     output.print_section("assumed", report.winner.prediction.assumptions)
     output.print_section("not modelled", report.winner.prediction.not_modelled)
     name = shlex.quote(study.name)
-    sys.stdout.write(f"\nwhy: autofit explain --study {name} --gpu-mem {study.gpu_mem_bytes}\n")
+    sys.stdout.write(f"\nwhy: autofit explain --study {name} --picture step.png\n")
     sys.stdout.write(f"export it: autofit export --study {name} --launcher llamafactory -o best\n")
 
 

@@ -1,7 +1,7 @@
 """Answers without a run: predict specs from a file, and explain one - verdict, shortfall, and what would make it fit."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,11 @@ from autofit.config.base import describe, parse, read_yaml
 from autofit.config.legality import canonical, training_changes
 from autofit.config.model import Model, ModelRef, resolve_model
 from autofit.config.prediction import Prediction
+from autofit.config.record import StudyRecord, TrialRecord
+from autofit.config.space import reference_spec
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
+from autofit.predict.devices import recognise
 from autofit.predict.predictor import Predictor
 from autofit.predict.timeline import Timeline
 from autofit.tuning.remedies import families
@@ -26,6 +29,18 @@ class Answer:
     spec: TrialSpec | None
     prediction: Prediction | None
     error: str | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is to be explained."""
+
+    spec: TrialSpec
+    memory_budget_bytes: int
+    model: Model | None = None
+    """None: the one that the spec names."""
+    python: str | None = None
+    card: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +113,36 @@ def predict_file(file: Path, predictor: Predictor, gpu_mem_bytes: int | None) ->
             yield _answer(number, spec, models, predictor, gpu_mem_bytes)
 
 
-def explain(spec: TrialSpec, predictor: Predictor, gpu_mem_bytes: int, said: Callable[[str], None]) -> Explanation:
+def question_of(
+    study: StudyRecord, trials: Sequence[TrialRecord], trial_number: int | None, gpu_mem_bytes: int | None
+) -> Question:
+    """The question that a trial of a study asks; None: its winner, or the reference where none has won.
+
+    Raises:
+        UsageError: no such trial.
+    """
+    number = study.winner_trial_number if trial_number is None else trial_number
+    wanted = reference_spec(study.space, study.model, len(study.hardware.devices)) if number is None else None
+    trial = next((each for each in trials if each.trial_number == number or each.spec == wanted), None)
+    if trial is None:
+        raise UsageError(f"study {study.name} has no trial {number}; see autofit trials --study {study.name}")
+    card = study.hardware.devices[0].name
+    if study.hardware.device != "none":
+        known = recognise(card)
+        card = known.name if known else ""
+    budget = gpu_mem_bytes or study.memory_budget_bytes
+    return Question(trial.spec, budget, study.model, study.python, card or None)
+
+
+def explain(
+    spec: TrialSpec, predictor: Predictor, gpu_mem_bytes: int, said: Callable[[str], None], model: Model | None = None
+) -> Explanation:
     """The prediction of a spec, and the single changes that make it fit where it does not.
 
     Raises:
         AutofitError: the spec cannot train or cannot be modelled.
     """
-    model = resolve_model(spec.model)
+    model = model or resolve_model(spec.model)
     spec = canonical(spec, model)
     prediction = predictor.predict(spec, model, gpu_mem_bytes)
     timeline = predictor.timeline(spec, model)

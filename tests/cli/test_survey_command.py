@@ -116,3 +116,19 @@ def test_a_person_reads_a_table(surveyed: dict[str, Any], autofit: Run) -> None:
     assert done.returncode == 0, done.stderr
     assert "predicted winner: trial" in done.stdout and "not modelled" in done.stdout
     assert "measured" not in done.stdout.replace("not measured", "")
+
+
+def test_a_trial_of_the_study_is_explained_with_what_would_make_it_fit(surveyed: dict[str, Any], autofit: Run) -> None:
+    won = autofit("explain", "--study", "s", "--json")
+    assert won.returncode == 0, won.stderr
+    found = json.loads(won.stdout)
+    assert found["fits"] and found["prediction"]["peak_device_bytes"] == surveyed["winner"]["prediction"]["peak_device_bytes"]
+    over = autofit("explain", "--study", "s", "--trial", "8", "--json")
+    assert over.returncode == 1 and not json.loads(over.stdout)["fits"] and json.loads(over.stdout)["remedies"]
+    for arguments, said in (
+        (["--study", "s", "--trial", "99"], "has no trial 99"),
+        (["--study", "s", "--spec", "space.yaml"], "either --spec FILE or --study NAME"),
+        (["--spec", "space.yaml"], "needs --gpu-mem"),
+    ):
+        wrong = autofit("explain", *arguments)
+        assert wrong.returncode == 2 and said in wrong.stderr
