@@ -5,7 +5,7 @@ steps while torch's profiler lists every allocation and release. A third of them
 itself, and traced there too, by the interpreter of its environment (`llamafactory_bytes.py`); a third by transformers'
 Trainer, which shares no line with the trace's loop; the others by that loop itself over real tensors.
 
-    python benchmarks/cpu_accuracy.py [-n 66] [--seed 0] [--llamafactory PYTHON] [--only ROW ...] [-o benchmarks/results/cpu_accuracy.md]
+    python benchmarks/cpu_accuracy.py [-n 66] [--seed 0] [--llamafactory PYTHON] [-o benchmarks/results/cpu_accuracy.md]
 """
 
 import argparse
