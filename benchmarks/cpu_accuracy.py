@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=66)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--llamafactory", type=Path, default=LLAMAFACTORY, help="interpreter of its environment")
-    parser.add_argument("--only", type=int, default=None)
+    parser.add_argument("--only", type=int, nargs="+", default=None, help="numbers of rows to print; no table is written")
     parser.add_argument("-o", type=Path, default=RESULTS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -226,7 +226,7 @@ def main() -> None:
     chosen = [
         (number, spec, engine)
         for number, (spec, engine) in enumerate(generate(options.n, options.seed))
-        if options.only in (None, number)
+        if options.only is None or number in options.only
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

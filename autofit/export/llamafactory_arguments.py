@@ -43,11 +43,7 @@ def sections(
     Raises:
         UsageError: as `arguments`.
     """
-    if spec.precision == "fp32" and device != "cpu":
-        raise UsageError(
-            "LLaMA-Factory 0.9.5 does not train in fp32 on a GPU: without bf16 or fp16 it loads the weights in half precision; "
-            "export with --launcher transformers, or search with precision bf16"
-        )
+    _refuse_fp32(spec, model, device)
     return {
         MODEL: _model(spec, model),
         METHOD: _method(spec, model),
@@ -55,6 +51,30 @@ def sections(
         CHOSEN: _chosen(spec, device, bucket_elements),
         SCHEDULE: _schedule(spec),
     }
+
+
+def _refuse_fp32(spec: TrialSpec, model: Model, device: str) -> None:
+    """Refuses an fp32 trial of a GPU that LLaMA-Factory would not train in fp32 throughout.
+
+    Without bf16 and fp16 its `load_model` takes dtype "auto", `init_adapter` raises what is trained to fp32 (not under ZeRO-3),
+    and `infer_optim_dtype` gives a GPU half precision, which its collator casts images to.
+    """
+    if spec.precision != "fp32" or device == "cpu":
+        return
+    config = model.config or {}
+    stored = config.get("dtype") or config.get("torch_dtype")
+    all_trained = spec.method == "full" and not model.is_vision_language and spec.zero_stage < 3
+    if model.is_vision_language and spec.images.per_sample:
+        reason = "without bf16 or fp16 it casts the images to half precision"
+    elif stored != "float32" and not all_trained:
+        kept = f"{stored} as its config.json says" if stored else "its config.json does not say how"
+        reason = f"it loads weights as they are stored ({kept}) and raises to fp32 only what is trained without ZeRO-3"
+    else:
+        return
+    raise UsageError(
+        f"LLaMA-Factory 0.9.5 would not train model {model.label} in fp32 throughout on a GPU, as the trial did: "
+        f"{reason}; export with --launcher transformers, or search with precision bf16"
+    )
 
 
 def _model(spec: TrialSpec, model: Model) -> dict[str, Any]:

@@ -6,9 +6,11 @@ The DeepSpeed config is inside the first, so that one file cannot contradict ano
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 from autofit.config.certificate import Start
+from autofit.config.model import Model
 from autofit.config.trial import TrialSpec
 from autofit.export.deepspeed import USERS_PROGRAM, config_for
 from autofit.export.evidence import evidence, warning
@@ -18,6 +20,7 @@ from autofit.export.source import Source
 
 ARGUMENTS_FILE = "train_args.json"
 MODEL_FILE = "model.json"
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def render(source: Source) -> dict[str, str]:
@@ -79,8 +82,8 @@ def _model(source: Source) -> dict[str, Any]:
     description: dict[str, Any] = {
         "model_name_or_path": source.model_name_or_path(),
         "method": spec.method,
-        "dtype": _loaded_dtype(spec),
-        "trainable_dtype": trainable_dtype(spec),
+        "dtype": _loaded_dtype(source),
+        "trainable_dtype": _trainable_dtype(spec),
         "attn_implementation": None if spec.attention == "auto" else spec.attention,
         "cutoff_len": spec.cutoff_len,
     }
@@ -112,13 +115,39 @@ def _differences(spec: TrialSpec) -> list[str]:
     ]
 
 
-def _loaded_dtype(spec: TrialSpec) -> str:
-    return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[spec.precision]
+def _loaded_dtype(source: Source) -> str:
+    """What from_pretrained is given as `dtype`: the worker's rule (`worker/precision.py`, `models.stored_dtype`).
+
+    "auto", as LLaMA-Factory, where the trial loaded weights as they are stored; half precision where nothing said how (a
+    preset, whose weights were made up). DeepSpeed casts the whole model to the trial's precision.
+    """
+    spec = source.spec
+    if spec.precision == "fp32" or _deepspeed_casts(spec) or not _storage_is_known(source.model):
+        return _DTYPES[spec.precision]
+    return "auto"
 
 
-def trainable_dtype(spec: TrialSpec) -> str:
-    """What is trained is kept in fp32, unless pure_bf16; under DeepSpeed the fp32 masters are its own."""
-    return _loaded_dtype(spec) if spec.pure_bf16 or spec.zero_stage > 0 else "float32"
+def _trainable_dtype(spec: TrialSpec) -> str | None:
+    """What is trained is kept in fp32; under DeepSpeed the fp32 masters are its own. None: left alone, adapters as PEFT makes
+
+    them (fp32).
+    """
+    if spec.precision == "fp32":
+        return "float32"
+    if _deepspeed_casts(spec):
+        return _DTYPES[spec.precision]
+    return None if spec.pure_bf16 else "float32"
+
+
+def _deepspeed_casts(spec: TrialSpec) -> bool:
+    return spec.zero_stage > 0 and not spec.pure_bf16
+
+
+def _storage_is_known(model: Model) -> bool:
+    """Whether the trial knew how the weights are stored: by the config, or by the files of a folder."""
+    if model.config is None or model.config.get("dtype") or model.config.get("torch_dtype"):
+        return True
+    return model.path is not None and any(Path(model.path).glob("*.safetensors"))
 
 
 def _json(value: dict[str, Any]) -> str:

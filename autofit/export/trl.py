@@ -15,7 +15,7 @@ from autofit.export.deepspeed import config_for
 from autofit.export.evidence import heading
 from autofit.export.llamafactory_arguments import LEARNING_RATE
 from autofit.export.source import Source
-from autofit.export.transformers_trainer import trainable_dtype, warmup
+from autofit.export.transformers_trainer import warmup
 from autofit.export.yaml_text import yaml_text
 
 FILE = "train.yaml"
@@ -85,7 +85,8 @@ def _model(source: Source) -> dict[str, Any]:
 def _dtype(spec: TrialSpec) -> str:
     """Weights as they are loaded. An adapter's base is in the trial's precision; what is trained itself keeps its own."""
     base = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[spec.precision]
-    return base if spec.method == "lora" else trainable_dtype(spec)
+    half = spec.method == "lora" or spec.pure_bf16 or spec.zero_stage > 0  # DeepSpeed keeps the fp32 masters itself
+    return base if half else "float32"
 
 
 def _data(source: Source) -> dict[str, Any]:

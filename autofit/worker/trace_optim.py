@@ -1,5 +1,6 @@
 """The optimizers of a trial on tensors without data; those of bitsandbytes as their state and nothing else."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,13 +38,24 @@ class EightBitAdamW(torch.optim.Optimizer):
                 state["absmax2"] = torch.zeros(blocks, dtype=torch.float32, device=parameter.device)
 
 
-def decay_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Trainer's two parameter groups: matrices, and the vectors that weight decay skips."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+
+
+def decays(model: torch.nn.Module) -> list[bool]:
+    """Whether Trainer lets weight decay work on each parameter: by name and kind of layer, not by dimension.
+
+    transformers 5's `Trainer.get_decay_parameter_names`; Qwen2.5-VL's `ln_q.weight`, for example, is a vector that decays.
+    """
+    norms = {id(item) for layer in model.modules() if isinstance(layer, torch.nn.LayerNorm) for item in layer.parameters()}
     return [
-        {"params": [parameter for parameter in trained if parameter.dim() >= 2], "weight_decay": 0.0},
-        {"params": [parameter for parameter in trained if parameter.dim() < 2], "weight_decay": 0.0},
+        id(parameter) not in norms and _NO_DECAY.search(name.lower()) is None for name, parameter in model.named_parameters()
     ]
+
+
+def decay_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Trainer's two parameter groups: what weight decay works on, and the rest. Their order decides which tensors meet."""
+    trained = [(item, flag) for item, flag in zip(model.parameters(), decays(model), strict=True) if item.requires_grad]
+    return [{"params": [item for item, flag in trained if flag is wanted], "weight_decay": 0.0} for wanted in (True, False)]
 
 
 def build_optimizer(name: str, model: torch.nn.Module, foreach: bool | None = None) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from autofit.worker.checkpointing import module_of
+from autofit.worker.trace_optim import decays
 from autofit.worker.trace_tracer import StorageTracer
 
 VISION = re.compile(r"(^|\.)(visual|vision_tower|vision_model)$")
@@ -123,10 +124,10 @@ def watch_modules(model: torch.nn.Module, tracer: StorageTracer) -> list[dict[st
             "trainable": parameter.requires_grad,
             "module": number_of[id(parameter)],
             "weight_bytes": parameter.element_size(),
-            "decays": parameter.dim() >= 2,
+            "decays": decaying,
             "tied": id(parameter) in tied,
         }
-        for parameter in model.parameters()
+        for parameter, decaying in zip(model.parameters(), decays(model), strict=True)
     ]
 
 

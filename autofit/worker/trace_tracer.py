@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autofit.worker.trace_memo import Call, Memo
 from autofit.worker.trace_operations import ByTag, Operation, Recorded, count, traffic_by_tag
+from autofit.worker.trace_sums import CANDIDATES, held_by_one, in_place
 
 CATEGORIES = (
     "weights",
@@ -63,6 +64,7 @@ class StorageTracer(TorchDispatchMode):
 
     def __init__(self, device: str = "meta", scratch: dict[str, Scratch] | None = None) -> None:
         super().__init__()
+        held_by_one()
         self.device = device
         self.scratch = scratch or {}
         self.event_kind: list[int] = []
@@ -97,6 +99,7 @@ class StorageTracer(TorchDispatchMode):
         self._storage_tag: list[int] = []
         self._node = -1
         self._made_at: list[int] = []
+        self._made_by: list[int] = []
         self._orphaned = False
         self.orphans: set[int] = set()
         """Storages of the optimizer of which nothing tells whose they are."""
@@ -152,6 +155,11 @@ class StorageTracer(TorchDispatchMode):
             return
         at = bisect.bisect_right(self._tag_marks, number, key=lambda mark: mark[0]) - 1
         self._tag = self._tag_marks[at][1]
+
+    def _made_here(self, tensor: torch.Tensor) -> bool:
+        """Whether the backward node that is running made it."""
+        entry = self._live.get(tensor.untyped_storage()._cdata)
+        return entry is not None and self._made_by[entry[1]] == self._node
 
     def _tag_of(self, tensor: torch.Tensor) -> int | None:
         entry = self._live.get(tensor.untyped_storage()._cdata)
@@ -281,6 +289,7 @@ class StorageTracer(TorchDispatchMode):
         self.storage_source.append(source)
         number = len(self.storage_bytes) - 1
         self._made_at.append(len(self.event_kind))
+        self._made_by.append(self._node)
         if self._orphaned and self.phase not in _BY_MODEL:
             self.orphans.add(number)
         self._event(1, number)
@@ -338,12 +347,14 @@ class StorageTracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: PLR0912 - hot
         kwargs = kwargs or {}
-        operation = self._known.get(func)
-        if operation is None:
-            operation = self._known[func] = Operation(func)
         if self.phase == _PHASE["backward"]:
             self._follow_block()
             self._follow_backward()
+            if func in CANDIDATES:
+                func = in_place(func, args, self._made_here(args[0]))
+        operation = self._known.get(func)
+        if operation is None:
+            operation = self._known[func] = Operation(func)
         try:
             out, call = _MEMO.run(operation, func, args, kwargs)
         except RuntimeError as error:

@@ -1,6 +1,8 @@
 """What stands in `train.yaml`, checked without LLaMA-Factory. Its own parser judges in test_llamafactory_runs.py."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from export_cases import Case, make_case
@@ -110,9 +112,36 @@ def test_precision(fields: dict[str, object], expected: dict[str, bool]) -> None
     assert {name: keys[name] for name in ("pure_bf16", "bf16", "fp16", "use_cpu") if name in keys} == expected
 
 
-def test_fp32_on_a_gpu_is_refused_because_llamafactory_would_not_do_it() -> None:
-    with pytest.raises(UsageError, match=r"does not train in fp32 on a GPU.*transformers"):
-        text_of(make_case(precision="fp32"))
+TEXT = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("stored", "fields", "said"),
+    [
+        (None, {"method": "lora"}, "does not say how"),
+        ("bfloat16", {"method": "lora"}, "bfloat16 as its config.json says"),
+        ("bfloat16", {"zero_stage": 3}, "bfloat16 as its config.json says"),
+        ("bfloat16", {}, None),  # everything is trained, and so raised to fp32
+        ("float32", {"method": "lora"}, None),
+        ("float32", {"zero_stage": 3}, None),
+    ],
+)
+def test_fp32_on_a_gpu_is_refused_where_llamafactory_would_not_do_it(
+    tmp_path: Path, stored: str | None, fields: dict[str, Any], said: str | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TEXT | ({"dtype": stored} if stored else {})))
+    (tmp_path / "model.safetensors").touch()
+    case = make_case(ModelRef(path=str(tmp_path)), precision="fp32", dataset=DatasetRef(name="d", template="llama3"), **fields)
+    if said is None:
+        assert (keys_of(case)["bf16"], keys_of(case)["fp16"]) == (False, False)
+        return
+    with pytest.raises(UsageError, match=rf"would not train .* in fp32 throughout on a GPU.*{said}.*--launcher transformers"):
+        text_of(case)
+
+
+def test_fp32_with_images_on_a_gpu_is_refused_and_on_a_cpu_is_not() -> None:
+    with pytest.raises(UsageError, match="casts the images to half precision"):
+        text_of(make_case(precision="fp32", images={"per_sample": 1, "max_pixels": 50176}))
     keys = keys_of(make_case(precision="fp32", device="cpu"))
     assert (keys["bf16"], keys["fp16"]) == (False, False)
 

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 from export_cases import Case, make_case
 
+from autofit.config.model import ModelRef
 from autofit.config.trial import Precision, TrialSpec
 from autofit.errors import UsageError
 from autofit.export import EXPORTERS, Source, export, launch_command
@@ -82,18 +83,56 @@ def test_warmup_is_spelt_as_the_trials_transformers_spells_it(version: str, key:
     ("fields", "dtype", "trainable"),
     [
         ({}, "bfloat16", "float32"),
-        ({"pure_bf16": True}, "bfloat16", "bfloat16"),
+        ({"pure_bf16": True}, "bfloat16", None),
         ({"zero_stage": 2}, "bfloat16", "bfloat16"),
         ({"precision": "fp32", "zero_stage": 3}, "float32", "float32"),
         ({"precision": "fp16"}, "float16", "float32"),
     ],
 )
-def test_model_description(fields: dict[str, Any], dtype: str, trainable: str) -> None:
+def test_model_description(fields: dict[str, Any], dtype: str, trainable: str | None) -> None:
     model = rendered(make_case(method="lora", freeze_vision_tower=False, **fields), "transformers", "model.json")
     assert (model["dtype"], model["trainable_dtype"]) == (dtype, trainable)
     assert model["lora"] == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target": "all"}
     assert model["freeze"] == {"vision_tower": False, "multi_modal_projector": True, "language_model": False}
     assert any("2.00 x the reference" in line for line in model["evidence"])
+
+
+FOLDERS: dict[str, tuple[str | None, str | None]] = {
+    "says fp32": ("float32", None),
+    "says bf16": ("bfloat16", None),
+    "says nothing, files in fp32": (None, "float32"),
+    "says nothing, files in bf16": (None, "bfloat16"),
+    "says nothing, no readable files": (None, None),
+}
+"""What a model folder is like -> dtype in its config, dtype of its safetensors."""
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(("declared", "filed"), FOLDERS.values(), ids=FOLDERS)
+def test_an_export_loads_its_trials_dtypes(tmp_path: Path, declared: str | None, filed: str | None) -> None:
+    """What `dtype` of the export makes transformers load is what the worker loaded."""
+    torch = pytest.importorskip("torch")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    from autofit.worker import models
+    from autofit.worker.precision import dtypes
+
+    config = make_case("tiny-llama").study.model.config
+    assert config is not None
+    (tmp_path / "config.json").write_text(json.dumps(config | ({"dtype": declared} if declared else {})))
+    save_file({"w": torch.zeros(1, dtype=getattr(torch, filed))}, tmp_path / "m.safetensors") if filed else None
+    (tmp_path / "pytorch_model.bin").touch()
+    auto = declared or filed  # from_pretrained's
+    for precision, pure, stage in itertools.product(("fp32", "bf16", "fp16"), (False, True), (0, 2)):
+        if pure and precision != "bf16":
+            continue
+        case = make_case(ModelRef(path=str(tmp_path)), precision=precision, pure_bf16=pure, zero_stage=stage)
+        described = rendered(case, "transformers", "model.json")
+        resolved = case.study.model.model_dump(mode="json")
+        kinds = dtypes(case.trial.spec.model_dump(mode="json"), models.stored_dtype(resolved, models.load_config(resolved)))
+        loaded = auto if described["dtype"] == "auto" else described["dtype"]
+        assert getattr(torch, str(loaded)) == kinds.base, (precision, pure, stage)
+        trained = described["trainable_dtype"]
+        assert (None if trained is None else getattr(torch, trained)) == kinds.trainable, (precision, pure, stage)
 
 
 @pytest.mark.train

@@ -89,10 +89,10 @@ def test_dtypes(tmp_path: Path, knobs: dict[str, Any], trainable: torch.dtype, f
 @pytest.mark.parametrize(
     ("knobs", "trainable", "frozen"),
     [
-        ({"method": "lora"}, torch.float32, torch.float32),
-        ({"pure_bf16": True}, torch.float32, torch.float32),
+        ({"precision": "bf16", "method": "lora"}, torch.float32, torch.float32),
+        ({"precision": "bf16", "pure_bf16": True}, torch.float32, torch.float32),
         ({"precision": "fp32"}, torch.float32, torch.float32),
-        ({"zero_stage": 2}, torch.bfloat16, torch.bfloat16),  # DeepSpeed casts the whole model
+        ({"precision": "bf16", "zero_stage": 2}, torch.bfloat16, torch.bfloat16),  # DeepSpeed casts the whole model
     ],
 )
 def test_weights_stored_in_fp32_stay_so(
@@ -105,7 +105,7 @@ def test_weights_stored_in_fp32_stay_so(
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {trainable}
     assert {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad} == {frozen}
     words = precision_mode(spec.trial, stored_dtype(stored, load_config(stored)))
-    assert ("stored" in words) is (knobs.get("precision") != "fp32" and not knobs.get("zero_stage"))
+    assert ("stored" in words) is (knobs["precision"] != "fp32" and not knobs.get("zero_stage"))
 
 
 def test_the_files_tell_what_the_config_does_not(tmp_path: Path) -> None:
