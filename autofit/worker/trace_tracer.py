@@ -354,7 +354,7 @@ class StorageTracer(TorchDispatchMode):
             out, call = func(*args, **kwargs), Call(None, False)
             self.unmixed.add(operation.name)
         scratch = self.scratch.get(operation.name)
-        if scratch is not None:
+        if scratch is not None and self._is_traced(out):
             self.transient(scratch(args, out), operation.name)
         tags = [] if self.phase in _BY_MODEL else self._tags_by_argument(args, out)
         if isinstance(out, torch.Tensor):
@@ -371,6 +371,10 @@ class StorageTracer(TorchDispatchMode):
         if self.recording and not operation.idle:
             self._count(operation, args, kwargs, out, call)
         return out
+
+    def _is_traced(self, out: Any) -> bool:
+        first = out[0] if isinstance(out, (tuple, list)) else out
+        return isinstance(first, torch.Tensor) and first.device.type == self.device
 
     def _on_device(self, value: Any) -> Any:
         """Index tensors are real, on the CPU, because their values shape the computation; a run has them on the device."""
