@@ -98,10 +98,19 @@ class StorageTracer(TorchDispatchMode):
         self._node = -1
         self._made_at: list[int] = []
         self._orphaned = False
+        self.accumulating: set[int] = set()
+        """Storages that autograd's accumulation of gradients made."""
+        self.accumulating_operations: set[int] = set()
+        self._accumulating = False
         self.orphans: set[int] = set()
         """Storages of the optimizer of which nothing tells whose they are."""
         self._part, self._share = "language", 1.0
         self._marks: list[tuple[int, str, float]] = [(-1, "language", 1.0)]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it costs as much as a remembered operator."""
+        return False
 
     # ---- where we are -------------------------------------------------------------------------------------------------
 
@@ -109,6 +118,7 @@ class StorageTracer(TorchDispatchMode):
         """From here on, events belong to this phase and optimizer step."""
         self.phase, self.step = _PHASE[phase], step
         self._tag, self._node, self._orphaned = -1, -1, False
+        self._accumulating = False
         self.cut += 1
         if phase == "forward":
             self.mark("language", 1.0)
@@ -143,12 +153,14 @@ class StorageTracer(TorchDispatchMode):
     def _follow_block(self) -> None:
         node = torch._C._current_autograd_node()
         if node is None:
+            self._accumulating = False
             return
         number = node._sequence_nr()
+        self._accumulating = number >= _ACCUMULATE_GRAD
         if number == self._node:
             return
         self._node = number
-        if number >= _ACCUMULATE_GRAD:
+        if self._accumulating:
             return
         at = bisect.bisect_right(self._tag_marks, number, key=lambda mark: mark[0]) - 1
         self._tag = self._tag_marks[at][1]
@@ -283,6 +295,8 @@ class StorageTracer(TorchDispatchMode):
         self._made_at.append(len(self.event_kind))
         if self._orphaned and self.phase not in _BY_MODEL:
             self.orphans.add(number)
+        if self._accumulating:
+            self.accumulating.add(number)
         self._event(1, number)
         return number
 
@@ -414,6 +428,8 @@ class StorageTracer(TorchDispatchMode):
         spread = None
         if self._tag < 0 and self.phase not in _BY_MODEL:
             spread = self._spread(operation, (args, tuple(kwargs.values())), out)
+        if self._accumulating:
+            self.accumulating_operations.add(len(self.operations))
         self.operations.append(Recorded(operation.name, self.phase, flops, read, written, self._tag, spread))
 
     def _spread(self, operation: Operation, given: Any, out: Any) -> tuple[ByTag, ByTag]:
