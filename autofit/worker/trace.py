@@ -13,9 +13,9 @@ allocates does not depend on shapes, and both steps run forward and backward ali
 and backward only; that its events are those of the first shape, one by one, is checked.
 
 The spec is a trial's `spec.json` with one more key: `"trace": {"shapes": [{"micro_batch_size", "cutoff_len", "grids"}],
-"single": false, "depth": "full" | "shallow", "target": "cuda" | "cpu", "foreach": true | false, "optimizer": true, "max_grad_norm": 1.0,
-"moments": false, "lookahead": 0}`, all optional. `single`: with accumulation
-also the groups of steps of one micro-batch. `depth`: whether a model of few blocks may stand for a deep one
+"single": false, "depth": "full" | "shallow", "target": "cuda" | "cpu", "foreach": true | false, "optimizer": true,
+"max_grad_norm": 1.0, "moments": false, "lookahead": 0}`, all optional. `single`: where gradients are accumulated, also the
+groups of a step without (`trace_accumulation`). `depth`: whether a model of few blocks may stand for a deep one
 (`trace_document` checks it). `lookahead` counts batches that the data loader fetches ahead: accelerate keeps one in host
 memory, which is the device on the CPU.
 """

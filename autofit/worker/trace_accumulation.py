@@ -7,8 +7,6 @@ left out on both sides; everything else is paired by phase and operator. The pai
 traced step of one micro-batch at the first shape it must give the sizes and figures that were traced there with two.
 """
 
-from typing import Any
-
 from autofit.worker.trace_operations import Recorded
 from autofit.worker.trace_tracer import PHASES, StorageTracer
 
@@ -33,6 +31,7 @@ class Unrolled:
 
     def __init__(self, reference: StorageTracer, single: StorageTracer) -> None:
         self.reference = reference
+        self._micro_batches = [each for step in sorted(set(reference.event_step)) for each in _micro_batches(reference, step)]
         if self.sizes(single) != reference.storage_bytes:
             raise NotAlike("sizes")
         model = [row for row in single.operations if row.phase in (_FORWARD, _BACKWARD)]
@@ -42,13 +41,10 @@ class Unrolled:
     def sizes(self, probe: StorageTracer) -> list[int]:
         """Sizes of the reference's storages at the probe's shape."""
         sizes = list(self.reference.storage_bytes)
-        (batch,), (births,) = _batches(probe, 0, 1), _births(probe, 0)
-        for step in sorted(set(self.reference.event_step)):
-            micro = _births(self.reference, step)
-            for here in _batches(self.reference, step, len(micro)):
-                _pair(here, batch, sizes, probe.storage_bytes)
-            for here in micro:
-                _pair(here, births, sizes, probe.storage_bytes)
+        ((batch, births),) = _micro_batches(probe, 0)
+        for here, model in self._micro_batches:
+            _pair(here, batch, sizes, probe.storage_bytes)
+            _pair(model, births, sizes, probe.storage_bytes)
         return sizes
 
     def operations(self, probe: StorageTracer) -> list[Recorded]:
@@ -89,44 +85,29 @@ def _pair(here: list[Birth], there: list[Birth], sizes: list[int], probed: list[
         sizes[storage] = probed[other]
 
 
-def _batches(tracer: StorageTracer, step: int, count: int) -> list[list[Birth]]:
-    """Storages of each micro-batch's inputs."""
-    made: list[Birth] = [
-        (phase, tracer.storage_source[storage], storage) for _, phase, storage in _made(tracer, step) if phase == _BATCH
-    ]
-    each = len(made) // count
-    if each * count != len(made):
-        raise NotAlike(f"{len(made)} inputs of {count} micro-batches")
-    return [made[at * each : (at + 1) * each] for at in range(count)]
-
-
-def _births(tracer: StorageTracer, step: int) -> list[list[Birth]]:
-    """Storages that forward and backward of each micro-batch make, in order, without those of accumulation itself."""
-    cuts: list[int] = []
-    result: list[list[Birth]] = []
-    for cut, phase, storage in _made(tracer, step):
+def _micro_batches(tracer: StorageTracer, step: int) -> list[tuple[list[Birth], list[Birth]]]:
+    """Of each micro-batch of a step: its inputs, and what forward and backward make, without accumulation's own."""
+    inputs: list[Birth] = []
+    made: list[list[Birth]] = []
+    before = -1
+    columns = zip(tracer.event_kind, tracer.event_step, tracer.event_cut, tracer.event_phase, tracer.event_storage, strict=True)
+    for kind, at, cut, phase, storage in columns:
+        if kind < 0 or at != step or phase not in (_BATCH, _FORWARD, _BACKWARD):
+            continue
         source = tracer.storage_source[storage]
         if phase == _BATCH:
+            inputs.append((phase, source, storage))
             continue
-        if phase == _FORWARD and cut not in cuts:
-            cuts.append(cut)
-            result.append([])
+        if phase == _FORWARD and cut != before:
+            before = cut
+            made.append([])
         scalar = source == "div" and tracer.storage_bytes[storage] <= _SCALAR_BYTES
         if not scalar and source != "cublas_workspace" and storage not in tracer.accumulating:
-            result[-1].append((phase, source, storage))
-    return result
-
-
-def _made(tracer: StorageTracer, step: int) -> list[tuple[int, int, int]]:
-    """(phases begun so far, phase, storage) of every allocation of a step's batch, forward and backward."""
-    columns: Any = zip(
-        tracer.event_kind, tracer.event_step, tracer.event_cut, tracer.event_phase, tracer.event_storage, strict=True
-    )
-    return [
-        (cut, phase, storage)
-        for kind, at, cut, phase, storage in columns
-        if kind > 0 and at == step and phase in (_BATCH, _FORWARD, _BACKWARD)
-    ]
+            made[-1].append((phase, source, storage))
+    each = len(inputs) // len(made)
+    if each * len(made) != len(inputs):
+        raise NotAlike(f"{len(inputs)} inputs of {len(made)} micro-batches")
+    return [(inputs[at * each : (at + 1) * each], own) for at, own in enumerate(made)]
 
 
 def _of_loss(row: Recorded) -> bool:

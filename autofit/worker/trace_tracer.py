@@ -48,7 +48,11 @@ _CATEGORY = {name: number for number, name in enumerate(CATEGORIES)}
 _PHASE = {name: number for number, name in enumerate(PHASES)}
 _BY_MODEL = frozenset({_PHASE["forward"], _PHASE["backward"]})
 
+_BACKWARD = _PHASE["backward"]
+
 _MEMO = Memo()
+_KNOWN: dict[int, Operation] = {}
+"""By identity: the hash of an operator is slow, and it lives as long as its `Operation`."""
 
 Scratch = Callable[[tuple[Any, ...], Any], list[int]]
 
@@ -91,7 +95,6 @@ class StorageTracer(TorchDispatchMode):
         self._label: int | None = None
         self._closed = False
         self._live: dict[int, tuple[Any, int]] = {}
-        self._known: dict[Any, Operation] = {}
         self._tag = -1
         self._tag_marks: list[tuple[int, int]] = [(-1, -1)]
         self._storage_tag: list[int] = []
@@ -257,7 +260,7 @@ class StorageTracer(TorchDispatchMode):
             self._label = before
 
     def _where(self) -> tuple[str, float]:
-        if self.phase != _PHASE["backward"]:
+        if self.phase != _BACKWARD:
             return self._part, self._share
         node = torch._C._current_autograd_node()
         if node is None:
@@ -325,7 +328,7 @@ class StorageTracer(TorchDispatchMode):
             label = _CATEGORY[category]
         elif self._label is not None:
             label = self._label
-        elif self.phase in (_PHASE["forward"], _PHASE["backward"]):
+        elif self.phase in _BY_MODEL:
             label = _CATEGORY[PART_CATEGORY[self._where()[0]]]
         else:
             label = _CATEGORY["workspace"]
@@ -352,10 +355,10 @@ class StorageTracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: PLR0912 - hot
         kwargs = kwargs or {}
-        operation = self._known.get(func)
+        operation = _KNOWN.get(id(func))
         if operation is None:
-            operation = self._known[func] = Operation(func)
-        if self.phase == _PHASE["backward"]:
+            operation = _KNOWN[id(func)] = Operation(func)
+        if self.phase == _BACKWARD:
             self._follow_block()
             self._follow_backward()
         try:
@@ -415,11 +418,12 @@ class StorageTracer(TorchDispatchMode):
             self.storage_spread[entry[1]] = pieces
 
     def _count(self, operation: Operation, args: Any, kwargs: Any, out: Any, call: Call) -> None:
-        found = _MEMO.counted.get(call.key) if call.distinct else None
+        entry = call.entry if call.distinct else None
+        found = entry.figures if entry is not None else None
         if found is None:
             found = count(operation, args, kwargs, out, self.device)
-            if call.distinct and call.key is not None:
-                _MEMO.counted[call.key] = found
+            if entry is not None:
+                entry.figures = found
         flops, read, written = found
         if read + written == 0:
             return
