@@ -25,7 +25,7 @@ from autofit.predict.regime import Regime, moments_of
 from autofit.predict.roofline import Operations
 from autofit.predict.zero_moments import Moment, Parameter
 
-FORMAT = 4
+FORMAT = 5
 _CHUNK = 8192
 
 __all__ = ["FORMAT", "Peak", "Regime", "SymbolicTrace", "read_document"]
@@ -61,8 +61,13 @@ class SymbolicTrace:
     # ---- making -------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any], window: int | None = None) -> "SymbolicTrace":
+    def from_document(
+        cls, document: Mapping[str, Any], window: int | None = None, micro_steps: int | None = None
+    ) -> "SymbolicTrace":
         """Fits the trace that `autofit.worker trace` wrote.
+
+        Args:
+            micro_steps: which of its groups, by the micro-batches of a traced step; None: those of the trial.
 
         Raises:
             AutofitError: another format.
@@ -72,9 +77,13 @@ class SymbolicTrace:
                 f"trace of format {document.get('format')!r}, this autofit reads {FORMAT}; trace the model again"
             )
         categories, phases = tuple(document["categories"]), tuple(document["phases"])
-        regimes = {group["regime"]: fit_regime(group, len(categories), phases) for group in document["groups"]}
+        metadata = dict(document["metadata"])
+        if micro_steps is not None:
+            metadata["micro_steps_traced"] = micro_steps
+        chosen = [group for group in document["groups"] if group["micro_steps"] == metadata["micro_steps_traced"]]
+        regimes = {group["regime"]: fit_regime(group, len(categories), phases) for group in chosen}
         parameters = [Parameter(**value) for value in document.get("parameters", [])]
-        return cls(categories, phases, regimes, parameters, dict(document["metadata"]), window)
+        return cls(categories, phases, regimes, parameters, metadata, window)
 
     # ---- asking -------------------------------------------------------------------------------------------------------
 

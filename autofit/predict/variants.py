@@ -80,13 +80,13 @@ def calibration_shapes(model: Model, images: bool) -> list[dict[str, Any]]:
 
 
 def request(spec: TrialSpec, model: Model, target: str = "cuda") -> dict[str, Any]:
-    """What `autofit.worker trace` reads to calibrate the variant of `spec`."""
+    """What `autofit.worker trace` reads to calibrate the variant of `spec`; with accumulation also the one without."""
     trial = spec.model_dump(mode="json") | {"num_gpus": 1}
     images = model.is_vision_language and spec.images.per_sample > 0
     return {
         "trial": trial,
         "model": model.model_dump(mode="json"),
-        "trace": {"target": target, "depth": "shallow", "shapes": calibration_shapes(model, images)},
+        "trace": {"target": target, "depth": "shallow", "single": True, "shapes": calibration_shapes(model, images)},
     }
 
 
@@ -124,6 +124,8 @@ def symbolic_traces(  # noqa: PLR0917 - as `symbolic_trace`
 ) -> dict[str, SymbolicTrace | AutofitError]:
     """The symbolic traces of many specs' variants, each traced once; those that the cache lacks by two workers side by side.
 
+    Variants that differ in accumulation alone are traced together, and where there is accumulation the one without is kept too.
+
     Args:
         wanted: specs with their models; specs of one variant count as one.
         on_progress: told (variants answered, variants in all) after each.
@@ -140,18 +142,28 @@ def symbolic_traces(  # noqa: PLR0917 - as `symbolic_trace`
         result[key] = found
         on_progress(len(result), len(variants))
 
-    missing = []
-    for key in variants:
+    missing: dict[str, str] = {}
+    """Of each variant without accumulation, whether or not it is asked for: the key of the one to trace."""
+    for key, (spec, model) in variants.items():
         kept = _kept(cache / f"{key}.npz")
         if kept is None:
-            missing.append(key)
+            single = _single(spec, model, versions, target)
+            if key != single or single not in missing:
+                missing[single] = key
         else:
             answer(key, kept)
     if missing:
         cache.mkdir(parents=True, exist_ok=True)
-        orders = {key: request(*variants[key], target) for key in missing}
+        orders = {key: request(*variants[key], target) for key in missing.values()}
+        singles = {key: single for single, key in missing.items()}
         for key, document in traced(orders, python, _PROCESSES):
-            answer(key, _fitted(document, variants[key][1], cache / f"{key}.npz"))
+            found = _fitted(document, variants[key][1])
+            for name, micro_steps in ((singles[key], 1), (key, 2)):
+                trace = found if isinstance(found, AutofitError) else found.get(micro_steps)
+                if isinstance(trace, SymbolicTrace):
+                    trace.save(cache / f"{name}.npz")
+                if trace is not None and name in variants and name not in result:
+                    answer(name, trace)
     return {key: result[key] for key in variants}
 
 
@@ -165,15 +177,21 @@ def _kept(file: Path) -> SymbolicTrace | None:
         return None
 
 
-def _fitted(document: Path | AutofitError, model: Model, file: Path) -> SymbolicTrace | AutofitError:
+def _single(spec: TrialSpec, model: Model, versions: Mapping[str, str], target: str) -> str:
+    """Key of the variant without accumulation."""
+    return variant_key(spec.model_copy(update={"gradient_accumulation_steps": 1}), model, versions, target)
+
+
+def _fitted(document: Path | AutofitError, model: Model) -> dict[int, SymbolicTrace] | AutofitError:
+    """By micro-batches of a traced step."""
     if isinstance(document, AutofitError):
         return document
     try:
-        trace = SymbolicTrace.from_document(read_document(document), sliding_window(model))
+        content = read_document(document)
+        kinds = sorted({int(group["micro_steps"]) for group in content["groups"]})
+        return {kind: SymbolicTrace.from_document(content, sliding_window(model), kind) for kind in kinds}
     except AutofitError as error:
         return error
-    trace.save(file)
-    return trace
 
 
 def _shapes(beyond: int, suffix: str, images: bool, limit: int | None) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ MAX_POINTS = 200
 """Steps that enter the regression, evenly taken from longer runs: its cost grows with their square."""
 HORIZON_STEPS = 10_000
 """A budget that is crossed later counts as not crossed: few fine-tunings have more optimizer steps."""
+EXTRAPOLATION = 100
+"""Times its own length that a run's trend is followed: beyond, a heap that is still settling would be given a date."""
 SLOWDOWN = 0.5
 """Share of the median step time by which steps may get slower over the run."""
 RETRYING_STEPS = 0.2
@@ -62,7 +64,8 @@ def judge(
     worst = min(trends, key=lambda rank: (trends[rank].crosses(budget_bytes), -trends[rank].slope))
     trend, figures = trends[worst], next(rank for rank in result.ranks if rank.rank == worst)
     result = result.model_copy(update={"growth_bytes_per_step": trend.slope})
-    if persists(trend, figures.step_peak_bytes, figures, warmup_steps, device) and trend.crosses(budget_bytes) <= horizon_steps:
+    horizon = min(horizon_steps, EXTRAPOLATION * len(figures.step_peak_bytes))
+    if persists(trend, figures.step_peak_bytes, figures, warmup_steps, device) and trend.crosses(budget_bytes) <= horizon:
         return _growth(result, trend, worst, budget_bytes)
     for rank in result.ranks:
         if message := _thrash(rank, warmup_steps):

@@ -13,8 +13,9 @@ allocates does not depend on shapes, and both steps run forward and backward ali
 and backward only; that its events are those of the first shape, one by one, is checked.
 
 The spec is a trial's `spec.json` with one more key: `"trace": {"shapes": [{"micro_batch_size", "cutoff_len", "grids"}],
-"depth": "full" | "shallow", "target": "cuda" | "cpu", "foreach": true | false, "optimizer": true, "max_grad_norm": 1.0,
-"moments": false, "lookahead": 0}`, all optional. `depth`: whether a model of few blocks may stand for a deep one
+"single": false, "depth": "full" | "shallow", "target": "cuda" | "cpu", "foreach": true | false, "optimizer": true,
+"max_grad_norm": 1.0, "moments": false, "lookahead": 0}`, all optional. `single`: where gradients are accumulated, also the
+groups of a step without (`trace_accumulation`). `depth`: whether a model of few blocks may stand for a deep one
 (`trace_document` checks it). `lookahead` counts batches that the data loader fetches ahead: accelerate keeps one in host
 memory, which is the device on the CPU.
 """
@@ -70,6 +71,8 @@ def _serve() -> int:
         if not name:
             continue
         answer = {"spec": name}
+        gc.collect()
+        gc.freeze()  # libraries and what the memo holds stay: looking through them for every spec would take a second each
         try:
             output = f"{name}.trace.json.gz"
             _write(trace(_read(name)), output)

@@ -6,21 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from autofit.worker.trace_accumulation import NotAlike, Unrolled
 from autofit.worker.trace_autocast import unknown_operators
 from autofit.worker.trace_blocks import NotReducible, Shallow, shallow
 from autofit.worker.trace_expand import Layout, Names, NotExpandable, Row
 from autofit.worker.trace_inputs import Shape, TraceError
 from autofit.worker.trace_kernels import CUBLAS_WORKSPACE
+from autofit.worker.trace_operations import Recorded
 from autofit.worker.trace_parts import owner_modules, parameter_groups
-from autofit.worker.trace_session import MICRO_STEPS, Session
+from autofit.worker.trace_session import Session
 from autofit.worker.trace_tracer import CATEGORIES, PHASES, StorageTracer
 from autofit.worker.trace_written import Written, require_itself
 
-FORMAT = 4
+FORMAT = 5
 
 
 def document(model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any], shapes: list[Shape]) -> dict[str, Any]:
-    """The whole trace: one group a regime, in the order in which the regimes appear.
+    """The whole trace: one group a regime (with `single` two), in the order in which the regimes appear.
 
     Args:
         options: the spec's `trace` key; `depth: "shallow"` allows a shallow model to stand for a deep one.
@@ -29,13 +31,14 @@ def document(model: dict[str, Any], trial: dict[str, Any], options: dict[str, An
     Raises:
         TraceError: the configuration cannot be traced, or its events differ between the shapes of a regime.
     """
+    single = bool(options.get("single"))
     stand_in, reason = _stand_in(model, trial, options)
     if stand_in is not None:
         try:
-            return _document(_session(model, trial, options, stand_in), shapes)
+            return _document(_session(model, trial, options, stand_in), shapes, single)
         except NotExpandable as error:
             reason = str(error)
-    return _document(_session(model, trial, options, None), shapes, reason)
+    return _document(_session(model, trial, options, None), shapes, single, reason)
 
 
 def _stand_in(model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any]) -> tuple[Shallow | None, str]:
@@ -56,10 +59,12 @@ def _session(model: dict[str, Any], trial: dict[str, Any], options: dict[str, An
         raise TraceError(f"spec without {error}: needs model and a whole trial") from error
 
 
-def _document(session: Session, shapes: list[Shape], reason: str = "") -> dict[str, Any]:
+def _document(session: Session, shapes: list[Shape], single: bool, reason: str = "") -> dict[str, Any]:
     shapes = shapes or [session.own_shape()]
     regimes = list(dict.fromkeys(shape.regime for shape in shapes))
-    groups = [_group(session, [shape for shape in shapes if shape.regime == regime]) for regime in regimes]
+    groups = []
+    for regime in regimes:
+        groups += _groups(session, [shape for shape in shapes if shape.regime == regime], single)
     layout = session.shallow.layout if session.shallow is not None else None
     depth: dict[str, Any]
     if session.shallow is not None:
@@ -77,24 +82,58 @@ def _document(session: Session, shapes: list[Shape], reason: str = "") -> dict[s
     }
 
 
-def _group(session: Session, shapes: list[Shape]) -> dict[str, Any]:
-    """Traces shapes of one regime: one structure, sizes a shape."""
-    reference = session.full(shapes[0])
+def _groups(session: Session, shapes: list[Shape], single: bool) -> list[dict[str, Any]]:
+    """Traces shapes of one regime: one structure, sizes a shape; one with accumulation and, with `single`, one without."""
+    if not single or session.micro_steps == 1:
+        return [_strict(session, shapes, session.micro_steps)]
+    one, several = (session.full(shapes[0], micro_steps) for micro_steps in (1, session.micro_steps))
+    probes = [session.probe(shape, 1) for shape in shapes[1:]]
+    alone = _aligned(session, shapes, 1, one, probes)
+    try:
+        unrolled = Unrolled(several, one)
+        sizes = [unrolled.sizes(probe) for probe in probes]
+        operations = [unrolled.operations(probe) for probe in probes]
+    except NotAlike:
+        return [_strict(session, shapes, session.micro_steps), alone]
+    return [_group(session, shapes, session.micro_steps, several, sizes, operations), alone]
+
+
+def _strict(session: Session, shapes: list[Shape], micro_steps: int) -> dict[str, Any]:
+    """Every shape traced with that many micro-batches, event by event the same."""
+    reference = session.full(shapes[0], micro_steps)
+    probes = [session.probe(shape, micro_steps) for shape in shapes[1:]]
+    return _aligned(session, shapes, micro_steps, reference, probes)
+
+
+def _aligned(
+    session: Session, shapes: list[Shape], micro_steps: int, reference: StorageTracer, probes: list[StorageTracer]
+) -> dict[str, Any]:
+    pairs = list(zip(probes, shapes[1:], strict=True))
+    sizes = [_aligned_sizes(reference, probe, shape) for probe, shape in pairs]
+    operations = [_aligned_operations(reference, probe, shape) for probe, shape in pairs]
+    return _group(session, shapes, micro_steps, reference, sizes, operations)
+
+
+def _group(  # noqa: PLR0917 - the columns of one group
+    session: Session,
+    shapes: list[Shape],
+    micro_steps: int,
+    reference: StorageTracer,
+    sizes: list[list[int]],
+    operations: list[list[Recorded]],
+) -> dict[str, Any]:
+    """A regime's group; sizes and operations are those of the shapes after the first."""
     if session.shallow is not None:
         require_itself(session, reference, session.shallow.check)
     written = Written(session, reference, session.shallow.layout if session.shallow is not None else None)
-    sizes, operations = [reference.storage_bytes], [reference.operations]
-    for shape in shapes[1:]:
-        probe = session.probe(shape)
-        sizes.append(_aligned_sizes(reference, probe, shape))
-        operations.append(_aligned_operations(reference, probe, shape))
     return {
         "regime": shapes[0].regime,
+        "micro_steps": micro_steps,
         "shapes": [shape.written() for shape in shapes],
         "events": written.events(),
-        "storages": written.storages(sizes),
+        "storages": written.storages([reference.storage_bytes, *sizes]),
         "moments": written.moments(),
-        "operations": written.operations(operations),
+        "operations": written.operations([reference.operations, *operations]),
     }
 
 
@@ -119,7 +158,6 @@ def _parameters(session: Session, layout: Layout | None) -> list[dict[str, int |
 def _metadata(session: Session) -> dict[str, Any]:
     layout = session.shallow.layout if session.shallow is not None else None
     groups = parameter_groups(session.model, lambda name: 1 if layout is None else layout.copies(session.tag_of(name)))
-    accumulation = int(session.trial["gradient_accumulation_steps"])
     unknown = unknown_operators(session.target) if session.kinds.autocast is not None else []
     if unknown:
         session.not_modelled.append(f"autocast of {', '.join(unknown)}")
@@ -133,8 +171,7 @@ def _metadata(session: Session) -> dict[str, Any]:
         },
         "precision_mode": session.kinds.words,
         "optimizer_traced": session.owns_optimizer,
-        "gradient_accumulation_steps": accumulation,
-        "micro_steps_traced": min(accumulation, MICRO_STEPS),
+        "micro_steps_traced": session.micro_steps,
         "cublas_workspace_bytes": CUBLAS_WORKSPACE if session.target == "cuda" else 0,
         "not_modelled": session.not_modelled,
         "index_operators": session.index_operators(),
@@ -177,7 +214,7 @@ def _segment(tracer: StorageTracer, step: int) -> list[tuple[int, int]]:
     ]
 
 
-def _aligned_operations(reference: StorageTracer, probe: StorageTracer, shape: Shape) -> list[Any]:
+def _aligned_operations(reference: StorageTracer, probe: StorageTracer, shape: Shape) -> list[Recorded]:
     """The reference's operations with the probe's numbers; the optimizer's keep their own."""
     count = len(probe.operations)
     if [row[:2] for row in probe.operations] != [row[:2] for row in reference.operations[:count]]:

@@ -6,6 +6,7 @@ before; one that changes its first argument in place, by that argument. Views, a
 always run.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +16,28 @@ from autofit.worker.trace_operations import Operation
 _LIMIT = 200_000
 
 
+class Entry:
+    """What is remembered of equal calls: the layout of their result, and figures that the tracer adds."""
+
+    __slots__ = ("figures", "layout")
+
+    def __init__(self) -> None:
+        self.layout: Any = _NOTHING
+        self.figures: tuple[float, float, float] | None = None
+        """FLOPs, bytes read, bytes written."""
+
+
 class Call(NamedTuple):
     """One call of an operator as a memo knows it."""
 
-    key: Any
+    entry: Entry | None
     """None: the call is not remembered."""
     distinct: bool
-    """No tensor was given twice, so that its traffic depends on the key alone."""
+    """No tensor was given twice, so that its traffic depends on the entry alone."""
+
+
+_NOTHING = object()
+_NOT_REMEMBERED = Call(None, False)
 
 
 class _Real(Exception):  # noqa: N818 - control flow inside this module
@@ -29,49 +45,51 @@ class _Real(Exception):  # noqa: N818 - control flow inside this module
 
 
 class Memo:
-    """Layouts of results, and whatever else is remembered about calls (`counted`)."""
+    """Entries by operator, layouts of its tensors and its plain values."""
 
     def __init__(self) -> None:
-        self._layouts: dict[Any, Any] = {}
-        self.counted: dict[Any, tuple[float, float, float]] = {}
-        """Key -> FLOPs, bytes read, bytes written."""
+        self._entries: dict[Any, Entry] = {}
 
     def run(self, operation: Operation, func: Any, args: Any, kwargs: Any) -> tuple[Any, Call]:
-        """The operator's result, and the call for `counted`."""
+        """The operator's result, and the call with its entry."""
         if operation.idle or not (operation.makes or operation.in_place):
-            return func(*args, **kwargs), Call(None, False)
+            return func(*args, **kwargs), _NOT_REMEMBERED
         tensors: list[torch.Tensor] = []
         try:
-            key = (func, _key(args, tensors), _key(tuple(kwargs.items()), tensors) if kwargs else None)
-            known = self._layouts.get(key, self)
+            key = (operation, _key(args, tensors), _key(kwargs.items(), tensors) if kwargs else None)
+            entry = self._entries.get(key)
         except (_Real, TypeError):  # an argument that has no hash
-            return func(*args, **kwargs), Call(None, False)
-        call = Call(key, len({id(tensor) for tensor in tensors}) == len(tensors))
+            return func(*args, **kwargs), _NOT_REMEMBERED
+        if entry is None:
+            if len(self._entries) > _LIMIT:
+                self._entries.clear()
+            entry = self._entries[key] = Entry()
+        call = Call(entry, len(tensors) < 2 or len({id(tensor) for tensor in tensors}) == len(tensors))
         if operation.in_place and tensors:
             return (args[0] if operation.returns else None), call
-        if known is not self:
-            return _made(known), call
+        if entry.layout is not _NOTHING:
+            return _made(entry.layout), call
         out = func(*args, **kwargs)
         try:
-            layout = _layout(out, {tensor.untyped_storage()._cdata for tensor in tensors})
+            entry.layout = _layout(out, {tensor.untyped_storage()._cdata for tensor in tensors})
         except _Unknown:
-            return out, call
-        if len(self._layouts) > _LIMIT:
-            self._layouts.clear()
-            self.counted.clear()
-        self._layouts[key] = layout
+            pass
         return out, call
 
 
-def _key(value: Any, tensors: list[torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        if not value.is_meta:
-            raise _Real
-        tensors.append(value)
-        return value.shape, value.stride(), value.dtype
-    if isinstance(value, (tuple, list)):
-        return tuple([_key(item, tensors) for item in value])
-    return value.__class__, value
+def _key(values: Iterable[Any], tensors: list[torch.Tensor]) -> tuple[Any, ...]:
+    parts: list[Any] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if not value.is_meta:
+                raise _Real
+            tensors.append(value)
+            parts.append((value.shape, value.stride(), value.dtype))
+        elif isinstance(value, (tuple, list)):
+            parts.append(_key(value, tensors))
+        else:
+            parts += (value.__class__, value)
+    return tuple(parts)
 
 
 class _Unknown(Exception):  # noqa: N818 - control flow inside this module

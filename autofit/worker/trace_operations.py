@@ -33,6 +33,7 @@ class Operation:
     """What is constant about an operator: its name, whether it works at all, which arguments it writes, how it counts."""
 
     def __init__(self, func: Any) -> None:
+        self.func = func
         packet = func._overloadpacket
         self.name = str(func._schema.name).split("::")[1]
         self.idle = bool(getattr(func, "is_view", False)) or self.name in _NO_WORK

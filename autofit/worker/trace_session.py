@@ -115,17 +115,22 @@ class Session:
         """Operators that took a small real tensor to the device, as a run would."""
         return sorted(self._tracer.unmixed) if self._tracer else []
 
+    @property
+    def micro_steps(self) -> int:
+        """Micro-batches of a traced step."""
+        return min(int(self.trial["gradient_accumulation_steps"]), MICRO_STEPS)
+
     # ---- running ------------------------------------------------------------------------------------------------------
 
-    def full(self, shape: Shape) -> StorageTracer:
-        """Two optimizer steps; operations are recorded in the second."""
-        return self._run(shape, steps=2)
+    def full(self, shape: Shape, micro_steps: int) -> StorageTracer:
+        """Two optimizer steps of `micro_steps` micro-batches; operations are recorded in the second."""
+        return self._run(shape, micro_steps, steps=2)
 
-    def probe(self, shape: Shape) -> StorageTracer:
+    def probe(self, shape: Shape, micro_steps: int) -> StorageTracer:
         """Forward and backward of one step, operations recorded; no optimizer."""
-        return self._run(shape, steps=0)
+        return self._run(shape, micro_steps, steps=0)
 
-    def _run(self, shape: Shape, steps: int) -> StorageTracer:
+    def _run(self, shape: Shape, micro_steps: int, steps: int) -> StorageTracer:
         check_images(self.config, shape)
         tracer = StorageTracer("meta", scratch_of(self.target))
         self._tracer = tracer
@@ -135,7 +140,7 @@ class Session:
         casting = policy.installed() if self.kinds.autocast is not None else state_on_cpu()
         try:
             with device_kernels(self.target, image_share(self.config, shape)), _plain_sequences(), casting, tracer:
-                self._steps(tracer, shape, max(steps, 1), with_optimizer=steps > 0)
+                self._steps(tracer, shape, micro_steps, steps)
         except NotImplementedError as error:
             raise TraceError(
                 f"{self.config.model_type}: its code reads values of tensors, which a trace does not have"
@@ -161,12 +166,12 @@ class Session:
         parts = name.split(".")
         return next((self.blocks[key] for end in range(len(parts), 0, -1) if (key := ".".join(parts[:end])) in self.blocks), -1)
 
-    def _steps(self, tracer: StorageTracer, shape: Shape, steps: int, with_optimizer: bool) -> None:
+    def _steps(self, tracer: StorageTracer, shape: Shape, micro_steps: int, steps: int) -> None:
+        with_optimizer, steps = steps > 0, max(steps, 1)
         optimizer = None
         if with_optimizer and self.owns_optimizer:
             optimizer = build_optimizer(self.trial["optimizer"], self.model, self.foreach)
         self.optimizer = optimizer  # outlives the steps
-        micro_steps = min(int(self.trial["gradient_accumulation_steps"]), MICRO_STEPS)
         threads: set[str] = set()  # forward's and autograd's: each takes a cuBLAS workspace with its first product
 
         def observe(phase: str, step: int) -> None:
@@ -190,8 +195,10 @@ class Session:
         for step in range(steps):
             tracer.enter("batch", step)
             with tracer.labelled("inputs"):
-                batches = [make_batch(self.config, shape, pixels) for _ in range(micro_steps)]
-                extra = [resident_only(self.config, shape) for _ in range(micro_steps)]
+                batches, extra = [], []
+                for _ in range(micro_steps):
+                    batches.append(make_batch(self.config, shape, pixels))
+                    extra.append(resident_only(self.config, shape))
                 if step + 1 < steps:
                     extra += [list(make_batch(self.config, shape, pixels).values()) for _ in range(self.lookahead)]
             if with_optimizer:

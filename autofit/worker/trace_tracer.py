@@ -49,7 +49,11 @@ _CATEGORY = {name: number for number, name in enumerate(CATEGORIES)}
 _PHASE = {name: number for number, name in enumerate(PHASES)}
 _BY_MODEL = frozenset({_PHASE["forward"], _PHASE["backward"]})
 
+_BACKWARD = _PHASE["backward"]
+
 _MEMO = Memo()
+_KNOWN: dict[int, Operation] = {}
+"""By identity: the hash of an operator is slow, and it lives as long as its `Operation`."""
 
 Scratch = Callable[[tuple[Any, ...], Any], list[int]]
 
@@ -93,7 +97,6 @@ class StorageTracer(TorchDispatchMode):
         self._label: int | None = None
         self._closed = False
         self._live: dict[int, tuple[Any, int]] = {}
-        self._known: dict[Any, Operation] = {}
         self._tag = -1
         self._tag_marks: list[tuple[int, int]] = [(-1, -1)]
         self._storage_tag: list[int] = []
@@ -101,10 +104,19 @@ class StorageTracer(TorchDispatchMode):
         self._made_at: list[int] = []
         self._made_by: list[int] = []
         self._orphaned = False
+        self.accumulating: set[int] = set()
+        """Storages that autograd's accumulation of gradients made."""
+        self.accumulating_operations: set[int] = set()
+        self._accumulating = False
         self.orphans: set[int] = set()
         """Storages of the optimizer of which nothing tells whose they are."""
         self._part, self._share = "language", 1.0
         self._marks: list[tuple[int, str, float]] = [(-1, "language", 1.0)]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it costs as much as a remembered operator."""
+        return False
 
     # ---- where we are -------------------------------------------------------------------------------------------------
 
@@ -112,6 +124,7 @@ class StorageTracer(TorchDispatchMode):
         """From here on, events belong to this phase and optimizer step."""
         self.phase, self.step = _PHASE[phase], step
         self._tag, self._node, self._orphaned = -1, -1, False
+        self._accumulating = False
         self.cut += 1
         if phase == "forward":
             self.mark("language", 1.0)
@@ -146,12 +159,14 @@ class StorageTracer(TorchDispatchMode):
     def _follow_block(self) -> None:
         node = torch._C._current_autograd_node()
         if node is None:
+            self._accumulating = False
             return
         number = node._sequence_nr()
+        self._accumulating = number >= _ACCUMULATE_GRAD
         if number == self._node:
             return
         self._node = number
-        if number >= _ACCUMULATE_GRAD:
+        if self._accumulating:
             return
         at = bisect.bisect_right(self._tag_marks, number, key=lambda mark: mark[0]) - 1
         self._tag = self._tag_marks[at][1]
@@ -253,7 +268,7 @@ class StorageTracer(TorchDispatchMode):
             self._label = before
 
     def _where(self) -> tuple[str, float]:
-        if self.phase != _PHASE["backward"]:
+        if self.phase != _BACKWARD:
             return self._part, self._share
         node = torch._C._current_autograd_node()
         if node is None:
@@ -292,6 +307,8 @@ class StorageTracer(TorchDispatchMode):
         self._made_by.append(self._node)
         if self._orphaned and self.phase not in _BY_MODEL:
             self.orphans.add(number)
+        if self._accumulating:
+            self.accumulating.add(number)
         self._event(1, number)
         return number
 
@@ -320,7 +337,7 @@ class StorageTracer(TorchDispatchMode):
             label = _CATEGORY[category]
         elif self._label is not None:
             label = self._label
-        elif self.phase in (_PHASE["forward"], _PHASE["backward"]):
+        elif self.phase in _BY_MODEL:
             label = _CATEGORY[PART_CATEGORY[self._where()[0]]]
         else:
             label = _CATEGORY["workspace"]
@@ -347,14 +364,14 @@ class StorageTracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: PLR0912 - hot
         kwargs = kwargs or {}
-        if self.phase == _PHASE["backward"]:
+        if self.phase == _BACKWARD:
             self._follow_block()
             self._follow_backward()
             if func in CANDIDATES:
                 func = in_place(func, args, self._made_here(args[0]))
-        operation = self._known.get(func)
+        operation = _KNOWN.get(id(func))
         if operation is None:
-            operation = self._known[func] = Operation(func)
+            operation = _KNOWN[id(func)] = Operation(func)
         try:
             out, call = _MEMO.run(operation, func, args, kwargs)
         except RuntimeError as error:
@@ -365,7 +382,7 @@ class StorageTracer(TorchDispatchMode):
             out, call = func(*args, **kwargs), Call(None, False)
             self.unmixed.add(operation.name)
         scratch = self.scratch.get(operation.name)
-        if scratch is not None:
+        if scratch is not None and self._is_traced(out):
             self.transient(scratch(args, out), operation.name)
         tags = [] if self.phase in _BY_MODEL else self._tags_by_argument(args, out)
         if isinstance(out, torch.Tensor):
@@ -382,6 +399,10 @@ class StorageTracer(TorchDispatchMode):
         if self.recording and not operation.idle:
             self._count(operation, args, kwargs, out, call)
         return out
+
+    def _is_traced(self, out: Any) -> bool:
+        first = out[0] if isinstance(out, (tuple, list)) else out
+        return isinstance(first, torch.Tensor) and first.device.type == self.device
 
     def _on_device(self, value: Any) -> Any:
         """Index tensors are real, on the CPU, because their values shape the computation; a run has them on the device."""
@@ -408,11 +429,12 @@ class StorageTracer(TorchDispatchMode):
             self.storage_spread[entry[1]] = pieces
 
     def _count(self, operation: Operation, args: Any, kwargs: Any, out: Any, call: Call) -> None:
-        found = _MEMO.counted.get(call.key) if call.distinct else None
+        entry = call.entry if call.distinct else None
+        found = entry.figures if entry is not None else None
         if found is None:
             found = count(operation, args, kwargs, out, self.device)
-            if call.distinct and call.key is not None:
-                _MEMO.counted[call.key] = found
+            if entry is not None:
+                entry.figures = found
         flops, read, written = found
         if read + written == 0:
             return
@@ -421,6 +443,8 @@ class StorageTracer(TorchDispatchMode):
         spread = None
         if self._tag < 0 and self.phase not in _BY_MODEL:
             spread = self._spread(operation, (args, tuple(kwargs.values())), out)
+        if self._accumulating:
+            self.accumulating_operations.add(len(self.operations))
         self.operations.append(Recorded(operation.name, self.phase, flops, read, written, self._tag, spread))
 
     def _spread(self, operation: Operation, given: Any, out: Any) -> tuple[ByTag, ByTag]:

@@ -107,8 +107,6 @@ def test_a_tighter_budget_fits_less_and_one_that_fits_nothing_says_so(surveyed: 
 def test_an_export_says_that_nothing_was_run(surveyed: dict[str, Any], autofit: Run, folder: Path) -> None:
     bare = autofit("export", "--study", "s", "-o", "best")
     assert bare.returncode == 2 and "bare config" in bare.stderr  # no launcher can load it
-    done = autofit("export", "--study", "s", "-o", "best", "--launcher", "deepspeed")
-    assert "PREDICTED: this configuration was never run" in done.stderr
 
 
 def test_a_person_reads_a_table(surveyed: dict[str, Any], autofit: Run) -> None:

@@ -99,18 +99,37 @@ def test_what_was_prepared_is_not_asked_again_and_its_error_is_raised(monkeypatc
         predictor.predict(spec, model)
 
 
+def test_variants_that_differ_in_accumulation_alone_are_one_order(monkeypatch, tmp_path: Path):
+    asked: list[str] = []
+    fake(monkeypatch, asked)
+    spec = TrialSpec(model={"preset": "tiny-llama"})
+    model = resolve_model(spec.model)
+    specs = [spec, spec.model_copy(update={"method": "lora"})]
+    accumulating = [item.model_copy(update={"gradient_accumulation_steps": 4}) for item in specs]
+    for first in (specs[0], accumulating[0]):
+        asked.clear()
+        other = accumulating[0] if first is specs[0] else specs[0]
+        found = symbolic_traces([(item, model) for item in (first, other, specs[1])], {}, tmp_path)
+        assert len(found) == 3
+        assert asked == [variant_key(accumulating[0], model, {}), variant_key(specs[1], model, {})]
+
+
 @pytest.mark.train
 def test_real_workers_trace_several_variants_and_the_cache_answers_them(tmp_path: Path):
     pytest.importorskip("torch")
     spec = TrialSpec(model={"preset": "tiny-llama"}, pure_bf16=True)
     model = resolve_model(spec.model)
-    bad = spec.model_copy(update={"fused_cross_entropy": True})
-    pairs = [(spec, model), (bad, model), (spec.model_copy(update={"method": "lora"}), model)]
+    bad = model.model_copy(update={"config": {**(model.config or {}), "num_key_value_heads": 3}})
+    accumulating = spec.model_copy(update={"method": "lora", "gradient_accumulation_steps": 4})
+    pairs = [(spec, model), (spec, bad), (accumulating, model)]
     found = symbolic_traces(pairs, {}, tmp_path, sys.executable)
     kinds = [type(value) for value in found.values()]
     assert kinds == [SymbolicTrace, AutofitError, SymbolicTrace]
-    assert "Liger" in str(list(found.values())[1])
-    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".npz", ".npz"]
-    again = symbolic_traces([pairs[0], pairs[2]], {}, tmp_path, "/no/such/python")
-    for key, trace in again.items():
-        assert trace.peak(2, 512) == found[key].peak(2, 512)
+    assert "no multiple" in str(list(found.values())[1])
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".npz"] * 3
+    single = (accumulating.model_copy(update={"gradient_accumulation_steps": 1}), model)
+    again = symbolic_traces([pairs[0], pairs[2], single], {}, tmp_path, "/no/such/python")
+    kept = list(again.values())
+    assert [trace.metadata["micro_steps_traced"] for trace in kept] == [1, 2, 1]
+    for key in list(again)[:2]:
+        assert again[key].peak(2, 512) == found[key].peak(2, 512)

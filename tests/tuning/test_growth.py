@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from autofit.config.result import RankResult, TrialResult
-from autofit.tuning.growth import HORIZON_STEPS, MIN_STEPS, fit, judge
+from autofit.tuning.growth import EXTRAPOLATION, MIN_STEPS, fit, judge
 
 MIB = 2**20
 BASE = 500 * MIB
@@ -78,9 +78,16 @@ def test_a_caching_allocator_keeps_what_its_largest_batch_took() -> None:
 
 def test_a_budget_that_is_crossed_after_the_end_is_not_crossed() -> None:
     slow = completed(series(60, lambda step: 0.2 * MIB * step, noise=0.01 * MIB))
-    budget = BASE + 2 * round(0.2 * HORIZON_STEPS) * MIB
-    assert judge(slow, budget, WARMUP, "cpu").outcome == "COMPLETED"
-    assert judge(slow, budget, WARMUP, "cpu", horizon_steps=3 * HORIZON_STEPS).outcome == "GROWTH"
+    budget = BASE + round(0.2 * 3000) * MIB
+    assert judge(slow, budget, WARMUP, "cpu").outcome == "GROWTH"
+    assert judge(slow, budget, WARMUP, "cpu", horizon_steps=2000).outcome == "COMPLETED"
+
+
+def test_a_trend_is_not_followed_further_than_its_steps_can_tell() -> None:
+    budget = BASE + round(0.2 * EXTRAPOLATION * 80) * MIB
+    short, long = (completed(series(steps, lambda step: 0.2 * MIB * step, noise=0.01 * MIB)) for steps in (60, 120))
+    assert judge(short, budget, WARMUP, "cpu").outcome == "COMPLETED"
+    assert judge(long, budget, WARMUP, "cpu").outcome == "GROWTH"
 
 
 def test_a_short_run_is_not_judged() -> None:

@@ -57,6 +57,13 @@ def qwen2_5_vl():
     return config
 
 
+def few_blocks():
+    config = qwen2_5_vl()
+    config["text_config"]["num_hidden_layers"] = 2
+    config["vision_config"] |= {"depth": 2, "fullatt_block_indexes": [1]}
+    return config
+
+
 def qwen2_vl():
     config = preset("qwen2-vl-7b")
     config |= {"image_token_id": 1020, "video_token_id": 1021, "vision_start_token_id": 1018, "vision_end_token_id": 1019}
@@ -193,8 +200,9 @@ def test_what_cannot_be_stood_in_for_is_traced_deep_and_says_so():
     assert "template" not in document["groups"][0]["storages"]
 
 
-def test_a_block_unlike_its_copies_is_noticed(monkeypatch):
-    """The middle layers get a temporary that depends on their number: the check on the trace itself must see it."""
+@pytest.fixture
+def unlike(monkeypatch):
+    """Every fourth call of a layer's MLP makes a larger temporary: layers that look alike are not."""
     from transformers.models.llama.modeling_llama import LlamaMLP
 
     real = LlamaMLP.forward
@@ -202,14 +210,29 @@ def test_a_block_unlike_its_copies_is_noticed(monkeypatch):
 
     def forward(self, x):
         calls.append(None)
-        if len(calls) % 4 == 3:
-            torch.empty(7, 1000, device=x.device)
+        torch.empty(7, 1000 if len(calls) % 4 == 3 else 10, device=x.device)
         return real(self, x)
 
     monkeypatch.setattr(LlamaMLP, "forward", forward)
-    document = trace(order(text("llama", layers=8), "shallow", ONE, gradient_checkpointing=False))
-    assert document["metadata"]["depth"]["full"]
+    return order(text("llama", layers=8), "shallow", ONE, gradient_checkpointing=False)
+
+
+def test_a_block_unlike_its_copies_is_noticed(unlike):
+    document = trace(unlike)
+    assert "alike" in document["metadata"]["depth"]["full"]
     assert "template" not in document["groups"][0]["storages"]
+
+
+def test_without_the_check_on_itself_a_shallow_trace_would_be_wrong(unlike, monkeypatch):
+    def temporaries(document):
+        return sum(size == 28_000 for size in plain(document["groups"][0])[0]["sizes"][0])
+
+    noticed = trace(unlike)
+    monkeypatch.setattr(trace_document, "require_itself", lambda *given: None)
+    believed = trace(unlike)
+    assert believed["metadata"]["depth"] == {"traced": [4], "of": [8]}
+    assert temporaries(noticed) == 4  # two steps, two of eight layers
+    assert temporaries(believed) != 4
 
 
 def test_a_wrong_number_of_parameters_is_noticed(monkeypatch):
@@ -269,11 +292,11 @@ def test_lifetimes_are_required():
     "knobs", [{}, {"method": "lora", "gradient_accumulation_steps": 2}, {"optimizer": "adafactor"}], ids=str
 )
 def test_remembered_results_are_the_real_ones(monkeypatch, knobs):
-    remembered = [trace(order(qwen2_5_vl(), "full", IMAGES, images={"per_sample": 1}, **knobs)) for _ in range(2)][-1]
+    remembered = [trace(order(few_blocks(), "full", IMAGES, images={"per_sample": 1}, **knobs)) for _ in range(2)][-1]
     monkeypatch.setattr(
         trace_memo.Memo,
         "run",
         lambda self, operation, func, args, kwargs: (func(*args, **kwargs), trace_memo.Call(None, False)),
     )
-    real = trace(order(qwen2_5_vl(), "full", IMAGES, images={"per_sample": 1}, **knobs))
+    real = trace(order(few_blocks(), "full", IMAGES, images={"per_sample": 1}, **knobs))
     assert real["groups"] == remembered["groups"]
