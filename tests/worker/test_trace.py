@@ -275,7 +275,15 @@ def test_models_that_turn_autocast_off_by_device_are_traced_without_autocast(mon
 def test_flash_attention_of_class_based_models_is_refused(monkeypatch):
     from transformers import modeling_utils
 
-    monkeypatch.delattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS")
+    from autofit.worker import trace_session
+
+    def build_as_before_4_48(*args):
+        built = build(*args)  # a later transformers asks its table of functions here
+        monkeypatch.delattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS")
+        return built
+
+    build = trace_session.build
+    monkeypatch.setattr(trace_session, "build", build_as_before_4_48)
     with pytest.raises(TraceError, match=r"only from 4\.48 on; set it to sdpa"):
         trace(order(attention="flash_attention_2"))
 

@@ -34,8 +34,10 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_micro_batches_of_text_add_up_to_the_same_step(trial: Any) -> None:
-    whole = trial(preset="tiny-llama", num_gpus=1, micro_batch_size=4)
-    split = trial(preset="tiny-llama", num_gpus=1, micro_batch_size=2, gradient_accumulation_steps=2)
+    # without checkpointing the activations make the peak; with it both peak near what the optimizer holds
+    knobs = {"preset": "tiny-llama", "num_gpus": 1, "gradient_checkpointing": False}
+    whole = trial(**knobs, micro_batch_size=4)
+    split = trial(**knobs, micro_batch_size=2, gradient_accumulation_steps=2)
     assert split.losses == pytest.approx(whole.losses, abs=1e-5)
     assert split.peak_device_bytes < whole.peak_device_bytes
 
