@@ -198,11 +198,11 @@ def _renumbered(segment: Segment, replayed: int, micro_batches: int) -> Segment:
 
 def _use(trace: SymbolicTrace, regime: Regime, shape: tuple[int, int, int], more: float) -> npt.NDArray[np.float64]:
     """[events, categories] bytes in use after each event; the resident batches counted `1 + more` times."""
-    size = regime.sizes @ features(*shape, 0)[0]
+    size = regime.storage_sizes(features(*shape, 0)[0])
     batch = regime.storage[(regime.kind > 0) & (regime.phase == trace.phases.index("batch"))]
     size[batch] *= 1 + more
     change = np.zeros((len(regime.kind), len(trace.categories)))
-    change[np.arange(len(change)), regime.category[regime.storage]] = size[regime.storage] * regime.kind
+    change[np.arange(len(change)), regime.category[regime.template[regime.storage]]] = size[regime.storage] * regime.kind
     use: npt.NDArray[np.float64] = np.cumsum(change, axis=0)
     return use
 

@@ -268,7 +268,7 @@ def test_models_that_turn_autocast_off_by_device_are_traced_without_autocast(mon
     monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", forward)
     for knobs in ({"pure_bf16": True}, {"precision": "fp32"}, {}):
         assert use(trace(order(**knobs))).max() == use(trace(order(**knobs))).max() > 0
-    with pytest.raises(RuntimeError, match="meta"):
+    with pytest.raises(RuntimeError, match=r"meta|unsupported scalarType"):  # the words of different torch releases
         torch.autocast(device_type="meta", enabled=False)
 
 
