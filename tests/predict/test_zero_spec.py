@@ -8,8 +8,7 @@ import pytest
 
 from autofit.config.model import ModelRef, resolve_model
 from autofit.config.trial import TrialSpec
-from autofit.predict.zero import Moment, Parameter, PartitionedRank, ReplicatedRank, ZeroSettings, predict_zero, resident_bytes
-from autofit.predict.zero_moments import Meter
+from autofit.predict.zero import Moment, Parameter, ReplicatedRank, ZeroSettings, predict_zero, resident_bytes
 from autofit.predict.zero_spec import zero_settings
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -95,8 +94,6 @@ def test_a_tied_embedding_is_gathered_for_the_output_layer_too():
     peaks = []
     for tied in (False, True):
         parameters = [Parameter(5000, False, 0, tied=tied), Parameter(100, True, 1)]  # module 2 owns none
-        rank = PartitionedRank(settings, parameters)
-        meter = Meter(rank.resident)
-        rank.step([*moments[2:], Moment("end", 0, 0, 0)], meter)
-        peaks.append(meter.peaks["forward"] - meter.resident)
+        terms = predict_zero(settings, parameters, [*moments[2:], Moment("end", 0, 0, 0)])
+        peaks.append(terms.forward_peak_bytes - terms.resident_bytes)
     assert peaks[1] >= 2 * 5000 > peaks[0]
