@@ -276,8 +276,6 @@ def test_models_that_turn_autocast_off_by_device_are_traced_without_autocast(mon
 def test_flash_attention_of_class_based_models_is_refused(monkeypatch):
     from transformers import modeling_utils
 
-    from autofit.worker import trace_session
-
     def build_as_before_4_48(*args):
         built = build(*args)  # a later transformers asks its table of functions here
         monkeypatch.delattr(modeling_utils, "ALL_ATTENTION_FUNCTIONS")
