@@ -22,6 +22,8 @@ HORIZON_STEPS = 10_000
 """A budget that is crossed later counts as not crossed: few fine-tunings have more optimizer steps."""
 EXTRAPOLATION = 100
 """Times its own length that a run's trend is followed: beyond, a heap that is still settling would be given a date."""
+HEAP_SLACK_BYTES = 8 * 2**20
+"""What a process's heap may keep of what was freed (MALLOC_TRIM_THRESHOLD_ of CPU trials): on a CPU, no less is growth."""
 SLOWDOWN = 0.5
 """Share of the median step time by which steps may get slower over the run."""
 RETRYING_STEPS = 0.2
@@ -89,6 +91,8 @@ def memory_trend(rank: RankResult, warmup_steps: int, device: str, skip: int = 0
 
 def persists(trend: Trend, figures: Sequence[float], rank: RankResult, warmup_steps: int, device: str) -> bool:
     """Whether memory surely grows, over all the steps and over their second half."""
+    if device == "cpu" and trend.slope * (len(figures) - warmup_steps) < HEAP_SLACK_BYTES:
+        return False
     half = (len(figures) - warmup_steps) // 2
     later = memory_trend(rank, warmup_steps, device, skip=half)
     return trend.low > 0 and later is not None and later.low > 0

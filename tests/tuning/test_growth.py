@@ -121,3 +121,9 @@ def test_steps_that_get_slower_thrash_unless_their_work_grows() -> None:
 def test_a_long_run_is_thinned_out() -> None:
     trend = fit([5.0 * step for step in range(5000)], [], 0, MIN_STEPS)
     assert trend is not None and trend.slope == pytest.approx(5.0)
+
+
+def test_what_a_heap_may_keep_is_no_growth_on_a_cpu() -> None:
+    creeping = completed(series(40, lambda step: 0.15 * MIB * step, noise=0.01 * MIB))
+    assert judge(creeping, BASE + 100 * MIB, WARMUP, "cpu").outcome == "COMPLETED"
+    assert judge(creeping, BASE + 100 * MIB, WARMUP, "cuda").outcome == "GROWTH"

@@ -12,7 +12,7 @@ from worker_orders import write_spec
 from autofit.resources import worker_entry
 
 TORCH_STACK = {"torch", "transformers", "accelerate", "peft", "deepspeed", "pynvml", "numpy", "bitsandbytes"}
-TORCH_STACK |= {"llamafactory", "datasets", "pyarrow", "PIL"}  # what reads the training data there
+TORCH_STACK |= {"llamafactory", "safetensors", "datasets", "pyarrow", "PIL"}  # what reads the training data there
 SOURCES = sorted(worker_entry().parent.rglob("*.py"))
 
 
