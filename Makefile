@@ -27,7 +27,7 @@ $(LLAMAFACTORY_VENV)/.ready: $(LLAMAFACTORY_FILES)
 	touch $@
 
 test: setup llamafactory-env
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -70,6 +70,11 @@ def replayed(events: Events, *, expandable: bool, allocated_bytes: int = 0) -> D
     return within
 
 
+def alone(allocated_bytes: int) -> Demand:
+    """The demand of tensors that no capacity in question holds, however they lie: at least themselves."""
+    return lambda capacity: Held(allocated_bytes, 0, capacity is None or allocated_bytes <= capacity)
+
+
 def assumed(allocated_bytes: int) -> Demand:
     """The demand where only the allocated peak is known (ZeRO): a share of fragments above it, which can be given back."""
     unlimited = round(allocated_bytes * (1 + ZERO_FRAGMENTATION))

@@ -11,7 +11,7 @@ answered from the cache in milliseconds.
 """
 
 import os
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,15 +24,15 @@ from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
 from autofit.predict.allocator import Events
 from autofit.predict.calibrate import Calibration, calibrate
-from autofit.predict.capacity import ZERO_FRAGMENTATION, Demand, assumed, device_peak, replayed
+from autofit.predict.capacity import ZERO_FRAGMENTATION, Demand, alone, assumed, device_peak, replayed
 from autofit.predict.devices import DeviceModel, for_memory
 from autofit.predict.offload import UPDATE_BYTES, Offload
 from autofit.predict.roofline import Constants, Job, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
 from autofit.predict.timeline import Timeline, phase_name, traced_timeline, zero_timeline
 from autofit.predict.variants import Progress, symbolic_trace, symbolic_traces, variant_key
-from autofit.predict.zero import ZeroHeld, ddp_terms
-from autofit.predict.zero_spec import zero_settings, zero_terms
+from autofit.predict.zero import ddp_terms
+from autofit.predict.zero_spec import Kept, zero_settings, zero_terms
 
 CONTEXT_BYTES = 512 * 2**20
 """A CUDA context with its loaded kernels; 0.4 to 0.6 GiB are seen, more on devices with more multiprocessors."""
@@ -62,7 +62,7 @@ class Predictor:
         default_factory=lambda: {name: calibrate([], name) for name in ("allocated", "reserved", "device")}
     )
     _traces: dict[str, SymbolicTrace | AutofitError] = field(default_factory=dict, init=False, repr=False)
-    _zero: dict[Hashable, ZeroHeld] = field(default_factory=dict, init=False, repr=False)
+    _zero: Kept = field(default_factory=Kept, init=False, repr=False)
 
     def predict(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None = None) -> Prediction:
         """The prediction for a canonical spec.
@@ -76,10 +76,12 @@ class Predictor:
         """
         trace, patches = self._traced(spec, model)
         peak = _allocated(spec, model, trace, patches, self._zero)
-        demand, notes = self._demand(spec, trace, patches, peak)
         overhead = {"cuda_context": CONTEXT_BYTES} | ({"communication_buffers": NCCL_BYTES} if spec.num_gpus > 1 else {})
+        budget = self.budget(gpu_mem_bytes)
+        hopeless = None if budget is None else round(budget / self.calibrations["device"].factor) - sum(overhead.values())
+        demand, notes = self._demand(spec, trace, patches, peak, hopeless)
         corrections = {name: self.calibrations[name] for name in ("device", "reserved")}
-        held = device_peak(demand, sum(overhead.values()), self.budget(gpu_mem_bytes), **corrections)
+        held = device_peak(demand, sum(overhead.values()), budget, **corrections)
         terms = {**peak.terms, "fragmentation": held.raw_reserved - peak.peak_bytes, **overhead}
         terms["correction_from_trials"] = held.device[1] - sum(terms.values())
         seconds, device, assumed = self._time(spec, model, gpu_mem_bytes)
@@ -169,13 +171,18 @@ class Predictor:
             raise found
         return found
 
-    def _demand(self, spec: TrialSpec, trace: SymbolicTrace, patches: int, peak: Peak) -> tuple[Demand, list[str]]:
+    def _demand(
+        self, spec: TrialSpec, trace: SymbolicTrace, patches: int, peak: Peak, hopeless_bytes: int | None
+    ) -> tuple[Demand, list[str]]:
         context = f"CUDA context {CONTEXT_BYTES / 2**30:.1f} GiB" + (
             f", NCCL {NCCL_BYTES / 2**30:.1f} GiB" if spec.num_gpus > 1 else ""
         )
         if spec.zero_stage:
             share = f"reserved {ZERO_FRAGMENTATION:.0%} above allocated (ZeRO's own allocations are not replayed)"
             return assumed(peak.peak_bytes), [context, share]
+        if hopeless_bytes is not None and peak.peak_bytes > hopeless_bytes:
+            said = "reserved at least what is allocated, which is more than the budget (not replayed)"
+            return alone(peak.peak_bytes), [context, said]
         first, steady = trace.events(spec.micro_batch_size, spec.cutoff_len, patches)
         both = Events(np.concatenate([first.ids, steady.ids]), np.concatenate([first.sizes, steady.sizes]))
         return replayed(both, expandable=spec.num_gpus > 1, allocated_bytes=peak.peak_bytes), [context]
@@ -216,7 +223,7 @@ class Predictor:
         return Timing(micro, optimizer, job)
 
 
-def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int, kept: dict[Hashable, ZeroHeld]) -> Peak:
+def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int, kept: Kept) -> Peak:
     """Allocated bytes at the peak of the worst rank, by term."""
     shape = (spec.micro_batch_size, spec.cutoff_len, patches)
     if spec.zero_stage == 0:

@@ -164,6 +164,8 @@ def zero_timeline(settings: ZeroSettings, parameters: Sequence[Parameter], momen
 class _Listener(Meter):
     """A meter that keeps every use it sees, and the use that stays after each moment, activations included."""
 
+    wants_every_moment = True
+
     def __init__(self, resident: int, moments: Sequence[Moment]) -> None:
         super().__init__(len(moments))
         self._moments = moments

@@ -89,6 +89,12 @@ class ZeroHeld:
     backward: npt.NDArray[np.bool_]
     """[moments] whether it belongs to the backward; the others are the forward's."""
 
+    def without(self, part: str) -> "ZeroHeld":
+        """The same with a resident part elsewhere: in host memory."""
+        size = self.resident_parts[part]
+        parts = {**self.resident_parts, part: 0}
+        return ZeroHeld(self.resident_bytes - size, parts, self.before - size, self.after - size, self.backward)
+
     def under(self, peaks: npt.ArrayLike, lives: npt.ArrayLike) -> ZeroTerms:
         """The step's memory under activations.
 

@@ -53,6 +53,9 @@ class Meter:
     What ZeRO holds does not depend on the activations around it, so the figures of a meter serve every shape of a batch.
     """
 
+    wants_every_moment = False
+    """Whether moments at which nothing changes must be reached all the same."""
+
     def __init__(self, moments: int) -> None:
         self.held = 0
         self.phase = "forward"
@@ -73,6 +76,16 @@ class Meter:
         self.held += size
         if size > 0:
             self.see()
+
+    def fill(self, reached: Sequence[int], backward_from: int) -> None:
+        """Gives moments that were passed over what was held at the next one that was reached; the backward begins somewhere."""
+        start = 0
+        for stop in reached:
+            held = self.before[stop]
+            for at in range(start, stop):
+                self.before[at] = self.after[at] = held
+            start = stop + 1
+        self.backward = [at >= backward_from for at in range(len(self.before))]
 
     def reach(self, at: int) -> None:
         """Goes on to a moment of the trace."""

@@ -53,8 +53,13 @@ class ReplicatedRank:
         self._own: dict[int, int] = {}  # parameter -> bytes of a gradient in memory of its own
         self._buffers = 0  # bytes; made by the first gradient, they stay until a micro-step is reduced
         self._kept = 0  # gradients of the partition that the micro-steps before left
+        last = len(moments) - 1
+        self._backward_from = next((at for at, m in enumerate(moments) if m.kind in {"backward", "grad"}), len(moments))
+        # What is held changes with gradients only: the moments between them are filled in afterwards.
+        self._stops = [at for at, m in enumerate(moments) if m.kind == "grad" or at == last or meter.wants_every_moment]
         for number in range(micro_steps):
             self._micro_step(moments, meter, boundary=number == micro_steps - 1)
+        meter.fill(self._stops, self._backward_from)
         meter.phase = "step"
         if not self.settings.offload_optimizer:
             self._update(meter)
@@ -65,13 +70,11 @@ class ReplicatedRank:
         self._filled = 0
         self._copied = 0
         consume = settings.stage == 2 or (boundary and settings.overlap)
-        meter.phase = "forward"
-        for at, moment in enumerate(moments):
-            if moment.kind in {"backward", "grad"}:
-                meter.phase = "backward"
+        for at in self._stops:
+            meter.phase = "forward" if at < self._backward_from else "backward"
             meter.reach(at)
-            if moment.kind == "grad":
-                self._gradient(moment.index, meter, consume=consume)
+            if moments[at].kind == "grad":
+                self._gradient(moments[at].index, meter, consume=consume)
         meter.phase = "backward"
         if settings.stage == 1 and boundary and not settings.overlap:
             for k in self.owners:

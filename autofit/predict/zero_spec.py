@@ -1,12 +1,13 @@
 """A trial spec under ZeRO: DeepSpeed's settings as LLaMA-Factory's files have them, and the terms on top of its trace."""
 
 from collections.abc import Hashable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from autofit.config.model import Model
 from autofit.config.trial import TrialSpec
 from autofit.predict.symbolic import SymbolicTrace
 from autofit.predict.zero import ZeroHeld, ZeroTerms, llamafactory_settings, replay_zero
+from autofit.predict.zero_moments import Moment
 from autofit.predict.zero_replicated import MICRO_STEPS_REPLAYED
 from autofit.predict.zero_settings import ZeroSettings
 
@@ -22,6 +23,19 @@ _OPTIMIZERS = {
 
 Adafactor cannot factor a flat partition and keeps one second moment an element (`transformers/optimization.py`); the state of
 the 8-bit ones is that of `worker/trace_optim.py`."""
+
+
+@dataclass
+class Kept:
+    """Replays and moments of one predictor: what ZeRO holds does not depend on the shape, so that one replay serves all shapes
+
+    whose moments come in one order; and all stages meet the same moments at a shape.
+    """
+
+    held: dict[tuple[ZeroSettings, int], ZeroHeld] = field(default_factory=dict)
+    moments: dict[tuple[int, int, int, int], tuple[SymbolicTrace, list[Moment], int]] = field(default_factory=dict)
+    """(identity of the trace, shape) -> the trace, which must live as long, its moments, and the number of their order."""
+    orders: dict[Hashable, int] = field(default_factory=dict)
 
 
 def zero_settings(spec: TrialSpec, model: Model) -> ZeroSettings:
@@ -46,18 +60,25 @@ def zero_terms(  # noqa: PLR0917 - a shape is three numbers
     batch: int,
     length: int,
     patches: int = 0,
-    kept: dict[Hashable, ZeroHeld] | None = None,
+    kept: Kept | None = None,
 ) -> ZeroTerms:
     """What a rank holds in each phase at one shape: ZeRO's own memory replayed over the moments of the one-rank trace.
 
     Args:
-        kept: replays that were made before, and where this one is put: what ZeRO holds does not depend on the shape, so that
-            one replay serves all of them.
+        kept: what was made before, and where this is put.
     """
-    kept = {} if kept is None else kept
-    moments = trace.moments(batch, length, patches)
-    alike = replace(settings, gradient_accumulation_steps=min(MICRO_STEPS_REPLAYED, settings.gradient_accumulation_steps))
-    key = (alike, tuple(trace.parameters), tuple((moment.kind, moment.index) for moment in moments))
-    if key not in kept:
-        kept[key] = replay_zero(alike, trace.parameters, moments)
-    return kept[key].under([moment.peak_bytes for moment in moments], [moment.live_bytes for moment in moments])
+    kept = Kept() if kept is None else kept
+    at = (id(trace), batch, length, patches)
+    if at not in kept.moments:
+        found = trace.moments(batch, length, patches)
+        order = (tuple(trace.parameters), tuple((moment.kind, moment.index) for moment in found))
+        kept.moments[at] = (trace, found, kept.orders.setdefault(order, len(kept.orders)))
+    _, moments, number = kept.moments[at]
+    micro_steps = 1 if settings.stage == 3 else min(MICRO_STEPS_REPLAYED, settings.gradient_accumulation_steps)
+    alike = replace(settings, gradient_accumulation_steps=micro_steps, offload_param=False)
+    if (alike, number) not in kept.held:
+        kept.held[alike, number] = replay_zero(alike, trace.parameters, moments)
+    held = kept.held[alike, number]
+    if settings.offload_param:
+        held = held.without("weights")
+    return held.under([m.peak_bytes for m in moments], [m.live_bytes for m in moments])

@@ -1,6 +1,6 @@
 """The store: every study and trial, written by the driver alone, read by all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -139,19 +139,12 @@ class Store:
         """
         with self._transaction(write=True) as connection:
             found = self._study_row(connection, study)
-            for record in records:
-                if record.result is None or record.finished_at is None:
-                    raise StoreError(f"trial {record.trial_number} of study '{study}' has no result; start it instead")
-                row = trial_row(record, found["memory_budget_bytes"])
-                result = result_row(
-                    record.result,
-                    started_at=row["started_at"],
-                    finished_at=record.finished_at,
-                    memory_budget_bytes=found["memory_budget_bytes"],
-                    objective=found["objective"],
-                )
-                trial_id = connection.execute(insert(trials).values({"study_id": found["id"], **row, **result})).lastrowid
-                connection.execute(insert(trial_documents).values(trial_id=trial_id, **_documents(record)))
+            rows = [{"study_id": found["id"], **_finished_row(record, found)} for record in records]
+            connection.execute(insert(trials), rows)
+            numbered = select(trials.c.trial_number, trials.c.id).where(trials.c.study_id == found["id"])
+            ids = {row.trial_number: row.id for row in connection.execute(numbered)}
+            documents = [{"trial_id": ids[record.trial_number], **_documents(record)} for record in records]
+            connection.execute(insert(trial_documents), documents)
 
     def restart_trial(self, study: str, trial_number: int, started_at: datetime) -> TrialRecord:
         """Counts another attempt of a trial that was running when its driver died.
@@ -282,6 +275,21 @@ class Store:
         if row["state"] != "RUNNING":
             raise StoreError(f"trial {trial_number} of study '{study}' is finished already ({row['outcome']})")
         return row
+
+
+def _finished_row(record: TrialRecord, study: Mapping[str, Any]) -> dict[str, Any]:
+    """All columns of a trial that was not run; those that nothing fills are None, so that all rows have the same."""
+    if record.result is None or record.finished_at is None:
+        raise StoreError(f"trial {record.trial_number} of study '{record.study}' has no result; start it instead")
+    started = trial_row(record, study["memory_budget_bytes"])
+    result = result_row(
+        record.result,
+        started_at=started["started_at"],
+        finished_at=record.finished_at,
+        memory_budget_bytes=study["memory_budget_bytes"],
+        objective=study["objective"],
+    )
+    return dict.fromkeys(column.name for column in trials.c if column.name not in {"id", "study_id"}) | started | result
 
 
 def _documents(record: TrialRecord) -> dict[str, str | None]:

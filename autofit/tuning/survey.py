@@ -61,13 +61,14 @@ def run_survey(store: Store, plan: Plan, forecaster: Forecaster, progress: Progr
         AutofitError: nothing at all could be predicted (says why), or the store fails.
     """
     study = plan.study
-    if not store.trials(study.name):
+    trials = store.trials(study.name)
+    if not trials:
         started = datetime.now(UTC)
         found = _predictions(plan, forecaster, progress)
         if not any(isinstance(answer, Prediction) for answer in found.values()):
             raise AutofitError(f"no configuration of {study.space.name} can be predicted: {next(iter(found.values()))}")
-        store.add_trials(study.name, _records(plan, found, started))
-    trials = store.trials(study.name)
+        trials = _records(plan, found, started)
+        store.add_trials(study.name, trials)
     wanted = plan.legal.reference
     winner = next((trial for trial in trials if fits(trial) and not training_changes(trial.spec, wanted)), None)
     store.set_study_status(study.name, "FINISHED", winner.trial_number if winner else None)
