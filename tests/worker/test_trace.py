@@ -284,7 +284,7 @@ def test_flash_attention_of_class_based_models_is_refused(monkeypatch):
     build = trace_session.build
     monkeypatch.setattr(trace_session, "build", build_as_before_4_48)
     with pytest.raises(TraceError, match=r"only from 4\.48 on; set it to sdpa"):
-        trace_session._use_flash_attention(torch.nn.Linear(1, 1))  # newer ones need the table to build anything
+        trace(order(attention="flash_attention_2"))
 
 
 def test_the_cpu_copies_operands_of_another_type_and_cuda_does_not():
