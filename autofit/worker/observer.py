@@ -24,8 +24,8 @@ class Observer:
         self._watching_since: float | None = None
         self._step = order.first_step
         self._held = 0
-        self._step_loss: torch.Tensor | None = None
-        self._losses: list[torch.Tensor] = []
+        self._step_loss: torch.Tensor | float | None = None
+        self._losses: list[torch.Tensor | float] = []
         self._batches: list[tuple[int, int, torch.Tensor | int]] = []
         self._steps: list[list[tuple[int, int, torch.Tensor | int]]] = []
 
@@ -89,12 +89,13 @@ class Observer:
         """Counts a micro-batch's tokens and image patches; what has to be read from the device is read at the end."""
         ids, mask, pixels = inputs.get("input_ids"), inputs.get("attention_mask"), inputs.get("pixel_values")
         tokens = int(ids.numel()) if ids is not None else 0
-        real = (mask > 0).sum() if mask is not None and mask.dim() == 2 else tokens
+        real = _kept((mask > 0).sum()) if mask is not None and mask.dim() == 2 else tokens
         patches = int(pixels.shape[0]) if isinstance(pixels, torch.Tensor) else 0
         self._batches.append((tokens, patches, real))
 
-    def add_loss(self, loss: torch.Tensor) -> None:
+    def add_loss(self, loss: torch.Tensor | float) -> None:
         """Adds a micro-batch's share of the step's loss; stays on the device, so nothing waits for it."""
+        loss = _kept(loss)
         self._step_loss = loss if self._step_loss is None else self._step_loss + loss
 
     def fill(self, report: RankReport) -> None:
@@ -114,3 +115,11 @@ class Observer:
         self.enter("forward")
         if not self._held:
             faults.strike(self._rank, self._step, self._order.folder)
+
+
+def _kept(value: torch.Tensor | float) -> Any:
+    """What is kept of a scalar: on the CPU its number, for a tensor that stays would pin the heap between a step's large ones
+
+    and make it creep, which is what is being measured.
+    """
+    return value.item() if isinstance(value, torch.Tensor) and value.device.type == "cpu" else value
