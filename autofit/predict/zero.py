@@ -14,7 +14,7 @@ Read in DeepSpeed 0.19.8: `runtime/zero/stage_1_and_2.py`, `stage3.py`, `partiti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,6 @@ __all__ = [
     "predict_zero",
     "replay_zero",
     "resident_bytes",
-    "with_activations",
 ]
 
 
@@ -186,23 +185,6 @@ def replay_zero(settings: ZeroSettings, parameters: Sequence[Parameter], moments
         before=np.max(resident + [meter.before for meter in meters], axis=0),
         after=np.max(resident + [meter.after for meter in meters], axis=0),
         backward=np.array(meters[0].backward),
-    )
-
-
-def with_activations(own: ZeroTerms, *, forward_bytes: int, backward_bytes: int) -> ZeroTerms:
-    """ZeRO's own terms (`predict_zero` without moments) under activations of which only the peaks are known.
-
-    The peaks are added as if they met, so that the result is never too low for it; `own` does not depend on the shape of the
-    batch and can be kept.
-
-    Args:
-        forward_bytes, backward_bytes: highest use of the one-rank step in each phase, without weights, finished gradients and
-            optimizer state.
-    """
-    return replace(
-        own,
-        forward_peak_bytes=own.forward_peak_bytes + forward_bytes,
-        backward_peak_bytes=own.backward_peak_bytes + backward_bytes,
     )
 
 
