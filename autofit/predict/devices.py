@@ -8,6 +8,7 @@ its own figure is used.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from autofit.errors import UsageError
 
@@ -33,6 +34,8 @@ class DeviceModel:
     source: str
     host_bandwidth: float = 32 * _GB
     """Bytes per second to or from host memory, one way: PCIe 4.0 x16 unless the row says otherwise (3.0: 16, 5.0: 64 GB/s)."""
+    kind: Literal["cuda", "cpu"] = "cuda"
+    """Whose kernels and allocator it has."""
 
 
 def _row(
@@ -95,6 +98,19 @@ _ROWS = (
 )
 
 DEVICES = {row.name: row for row in _ROWS}
+
+CPU = DeviceModel(
+    name="cpu",
+    memory_bytes=2**63 - 1,
+    half_flops=20e9,
+    bf16=True,
+    fp32_flops=60e9,
+    memory_bandwidth=12 * _GB,
+    link_bandwidth=2 * _GB,
+    source="assumed, from no maker: one thread of a server's core with AVX2; trials fit what it really reaches",
+    kind="cpu",
+)
+"""A rank of one thread, on which small models really train (`--device cpu`). It has no caching allocator and no context."""
 
 # What drivers call them: every word must occur in the name; the first row that matches counts, so the narrow ones come first.
 _DRIVER_NAMES = (

@@ -6,6 +6,9 @@
     device    = reserved + CUDA context (+ NCCL on several ranks)
     time      = roofline of the trace's operations + collectives
 
+On the CPU (`devices.CPU`), where small models really train, the trace is of the CPU's kernels, and the process is the device:
+allocated tensors, and what its heap and libraries add.
+
 The first question about a variant traces it in the training environment (seconds); later ones, other shapes included, are
 answered from the cache in milliseconds.
 """
@@ -31,13 +34,16 @@ from autofit.predict.roofline import Constants, Job, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
 from autofit.predict.timeline import Timeline, phase_name, traced_timeline, zero_timeline
 from autofit.predict.variants import Progress, symbolic_trace, symbolic_traces, variant_key
-from autofit.predict.zero import ddp_terms
+from autofit.predict.zero import ZeroSettings, ddp_terms
 from autofit.predict.zero_spec import Kept, zero_settings, zero_terms
 
 CONTEXT_BYTES = 512 * 2**20
 """A CUDA context with its loaded kernels; 0.4 to 0.6 GiB are seen, more on devices with more multiprocessors."""
 NCCL_BYTES = 512 * 2**20
 """NCCL's channels on several ranks; 0.3 to 1 GiB are seen, by topology."""
+CPU_PROCESS_BYTES = {0: 56 * 2**20, 1: 44 * 2**20, 2: 44 * 2**20, 3: 97 * 2**20}
+"""By ZeRO stage: what a rank's process grows by beside its tensors (heap, scratch of oneDNN and gloo). Medians of 13 trials of
+the tiny Qwen2.5-VL on two ranks, 38 to 98 MiB."""
 MAX_ASPECT_RATIO = 4.0
 
 
@@ -75,8 +81,8 @@ class Predictor:
             AutofitError: the configuration cannot train, or cannot be modelled; says why.
         """
         trace, patches = self._traced(spec, model)
-        peak = _allocated(spec, model, trace, patches, self._zero)
-        overhead = {"cuda_context": CONTEXT_BYTES} | ({"communication_buffers": NCCL_BYTES} if spec.num_gpus > 1 else {})
+        peak = self._allocated(spec, model, trace, patches)
+        overhead = self._overhead(spec)
         budget = self.budget(gpu_mem_bytes)
         hopeless = None if budget is None else round(budget / self.calibrations["device"].factor) - sum(overhead.values())
         demand, notes = self._demand(spec, trace, patches, peak, hopeless)
@@ -125,12 +131,12 @@ class Predictor:
         """
         stack = self._stack()
         able = [(spec, model) for spec, model in specs if model.config is not None and not refusal(spec, model)]
-        wanted = [pair for pair in able if variant_key(*pair, stack) not in self._traces]
-        self._traces |= symbolic_traces(wanted, stack, self.cache, self.python, on_progress=on_progress)
+        wanted = [pair for pair in able if variant_key(*pair, stack, self._target) not in self._traces]
+        self._traces |= symbolic_traces(wanted, stack, self.cache, self.python, self._target, on_progress)
 
     def untraceable(self, spec: TrialSpec, model: Model) -> AutofitError | None:
         """What `prepare` was told when it traced the variant of a spec in vain."""
-        found = self._traces.get(variant_key(spec, model, self._stack()))
+        found = self._traces.get(variant_key(spec, model, self._stack(), self._target))
         return found if isinstance(found, AutofitError) else None
 
     def timeline(self, spec: TrialSpec, model: Model) -> Timeline:
@@ -142,7 +148,7 @@ class Predictor:
         trace, patches = self._traced(spec, model)
         shape = (spec.micro_batch_size, spec.cutoff_len, patches)
         if spec.zero_stage:
-            return zero_timeline(zero_settings(spec, model), trace.parameters, trace.moments(*shape))
+            return zero_timeline(self._zero_settings(spec, model, trace), trace.parameters, trace.moments(*shape))
         return traced_timeline(trace, shape, spec.gradient_accumulation_steps, {"ddp_buckets": _ddp_buckets(spec, trace)})
 
     def _traced(self, spec: TrialSpec, model: Model) -> tuple[SymbolicTrace, int]:
@@ -159,13 +165,41 @@ class Predictor:
             return gpu_mem_bytes
         return min(gpu_mem_bytes or self.device.memory_bytes, self.device.memory_bytes)
 
+    @property
+    def _target(self) -> str:
+        """Whose kernels are traced."""
+        return "cuda" if self.device is None else self.device.kind
+
+    def _overhead(self, spec: TrialSpec) -> dict[str, int]:
+        """Bytes of the device outside of the allocator."""
+        if self._target == "cpu":
+            return {"process": CPU_PROCESS_BYTES[spec.zero_stage]}
+        return {"cuda_context": CONTEXT_BYTES} | ({"communication_buffers": NCCL_BYTES} if spec.num_gpus > 1 else {})
+
+    def _zero_settings(self, spec: TrialSpec, model: Model, trace: SymbolicTrace) -> ZeroSettings:
+        elements = sum(parameter.elements for parameter in trace.parameters) if self._target == "cpu" else None
+        return zero_settings(spec, model, elements)
+
+    def _allocated(self, spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int) -> Peak:
+        """Allocated bytes at the peak of the worst rank, by term."""
+        shape = (spec.micro_batch_size, spec.cutoff_len, patches)
+        if spec.zero_stage == 0:
+            peak = trace.peak(*shape, spec.gradient_accumulation_steps)
+            buckets = _ddp_buckets(spec, trace)
+            return peak._replace(peak_bytes=peak.peak_bytes + buckets, terms={**peak.terms, "ddp_buckets": buckets})
+        terms = zero_terms(self._zero_settings(spec, model, trace), trace, *shape, self._zero)
+        resident = dict(terms.resident_parts)
+        workspace = int(trace.metadata["cublas_workspace_bytes"]) * 2  # the moments of the trace hold it
+        rest = terms.peak_bytes - sum(resident.values()) - workspace
+        return Peak(terms.peak_bytes, terms.phase, 1, {**resident, "activations_and_gathers": rest, "workspace": workspace})
+
     def _stack(self) -> dict[str, str]:
         return {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}
 
     def _trace(self, spec: TrialSpec, model: Model) -> SymbolicTrace:
-        key = variant_key(spec, model, self._stack())
+        key = variant_key(spec, model, self._stack(), self._target)
         if key not in self._traces:
-            self._traces[key] = symbolic_trace(spec, model, self._stack(), self.cache, self.python)
+            self._traces[key] = symbolic_trace(spec, model, self._stack(), self.cache, self.python, self._target)
         found = self._traces[key]
         if isinstance(found, AutofitError):
             raise found
@@ -177,6 +211,8 @@ class Predictor:
         context = f"CUDA context {CONTEXT_BYTES / 2**30:.1f} GiB" + (
             f", NCCL {NCCL_BYTES / 2**30:.1f} GiB" if spec.num_gpus > 1 else ""
         )
+        if self._target == "cpu":
+            return alone(peak.peak_bytes), []
         if spec.zero_stage:
             share = f"reserved {ZERO_FRAGMENTATION:.0%} above allocated (ZeRO's own allocations are not replayed)"
             return assumed(peak.peak_bytes), [context, share]
@@ -221,20 +257,6 @@ class Predictor:
             offload=_offload(spec, trace),
         )
         return Timing(micro, optimizer, job)
-
-
-def _allocated(spec: TrialSpec, model: Model, trace: SymbolicTrace, patches: int, kept: Kept) -> Peak:
-    """Allocated bytes at the peak of the worst rank, by term."""
-    shape = (spec.micro_batch_size, spec.cutoff_len, patches)
-    if spec.zero_stage == 0:
-        peak = trace.peak(*shape, spec.gradient_accumulation_steps)
-        buckets = _ddp_buckets(spec, trace)
-        return peak._replace(peak_bytes=peak.peak_bytes + buckets, terms={**peak.terms, "ddp_buckets": buckets})
-    terms = zero_terms(zero_settings(spec, model), trace, *shape, kept)
-    resident = dict(terms.resident_parts)
-    workspace = int(trace.metadata["cublas_workspace_bytes"]) * 2  # the moments of the trace hold it
-    rest = terms.peak_bytes - sum(resident.values()) - workspace
-    return Peak(terms.peak_bytes, terms.phase, 1, {**resident, "activations_and_gathers": rest, "workspace": workspace})
 
 
 def _ddp_buckets(spec: TrialSpec, trace: SymbolicTrace) -> int:

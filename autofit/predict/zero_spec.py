@@ -38,8 +38,17 @@ class Kept:
     orders: dict[Hashable, int] = field(default_factory=dict)
 
 
-def zero_settings(spec: TrialSpec, model: Model) -> ZeroSettings:
-    """The settings under which a spec runs on CUDA."""
+_CPU_ADAMW_TEMPORARY = 8
+"""Bytes per element of AdamW's temporaries on the CPU, where torch updates one tensor at a time (`_single_tensor_adamw`)."""
+
+
+def zero_settings(spec: TrialSpec, model: Model, cpu_elements: int | None = None) -> ZeroSettings:
+    """The settings under which a spec runs.
+
+    Args:
+        cpu_elements: None on CUDA; on the CPU the parameters of the model, at which a trial ends the buckets of stages 1 and 2
+            (`worker/startup.py`).
+    """
     config = model.config or {}
     settings = llamafactory_settings(
         spec.zero_stage,
@@ -51,6 +60,10 @@ def zero_settings(spec: TrialSpec, model: Model) -> ZeroSettings:
     )
     state, temporary = _OPTIMIZERS[spec.optimizer]
     width = 4 if spec.precision == "fp32" else 2
+    if cpu_elements is not None:
+        temporary = _CPU_ADAMW_TEMPORARY if spec.optimizer.startswith("adamw") else temporary
+        if spec.zero_stage < 3:
+            settings = replace(settings, reduce_bucket_size=min(settings.reduce_bucket_size, cpu_elements))
     return replace(settings, weight_bytes=width, gradient_bytes=width, state_bytes=state, optimizer_temporary_bytes=temporary)
 
 

@@ -11,13 +11,13 @@ from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.launch.environment import probe
-from autofit.predict.devices import DeviceModel, recognise
+from autofit.predict.devices import CPU, DeviceModel, recognise
 from autofit.predict.learned import Basis, Measured, learn
 from autofit.predict.predictor import Predictor
 
 
 class Foresight:
-    """Predicts the trials of one study on CUDA devices."""
+    """Predicts the trials of one study on the devices that run them."""
 
     def __init__(self, study: StudyRecord, predictor: Predictor, card: DeviceModel, said: Callable[[str], None]) -> None:
         self._study = study
@@ -29,8 +29,8 @@ class Foresight:
 
     @classmethod
     def of(cls, study: StudyRecord, said: Callable[[str], None]) -> "Foresight | None":
-        """For a study on GPUs whose rates are known; None for any other."""
-        card = recognise(study.hardware.devices[0].name) if study.hardware.device == "cuda" else None
+        """For a study on the CPU, or on GPUs whose rates are known; None for any other."""
+        card = {"cpu": CPU, "cuda": recognise(study.hardware.devices[0].name)}.get(study.hardware.device)
         if card is None:
             return None
         environment = probe(study.python)

@@ -10,7 +10,7 @@ from autofit.config.legality import canonical
 from autofit.config.model import resolve_model
 from autofit.config.trial import TrialSpec
 from autofit.predict.calibrate import Residual, calibrate
-from autofit.predict.devices import device_model
+from autofit.predict.devices import CPU, device_model
 from autofit.predict.predictor import Predictor
 from autofit.predict.roofline import Constants
 
@@ -66,3 +66,17 @@ def test_what_trials_taught_moves_the_figures_and_says_by_how_much(predictor):
     assert found.terms["correction_from_trials"] == found.peak_device_bytes - raw.peak_device_bytes
     assert found.step_time_seconds > raw.step_time_seconds
     assert not any("of the peak" in line for line in found.assumptions)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_the_cpu_has_neither_context_nor_caching_allocator(predictor, stage):
+    """What a rank of `--device cpu` needs: its tensors, as the CPU's kernels make them, and what its process adds."""
+    on_cpu = replace(predictor, device=CPU)
+    found = ask(on_cpu, 2 * GIB, zero_stage=stage, num_gpus=2)
+    assert found.peak_reserved_bytes == found.peak_allocated_bytes
+    assert found.peak_device_bytes - found.peak_reserved_bytes == found.terms["process"]
+    assert not {"cuda_context", "communication_buffers", "fragmentation"} & set(found.terms)
+    assert (found.fits, found.device_model) == (True, "cpu")
+    assert ask(on_cpu, found.peak_device_bytes - 1, zero_stage=stage, num_gpus=2).fits is False
+    if stage == 2:  # LLaMA-Factory's buckets of 5e8 elements end at the model's size, where a GPU would lose a GB for each
+        assert found.peak_allocated_bytes < ask(predictor, zero_stage=2, num_gpus=2).peak_allocated_bytes - 500_000_000
