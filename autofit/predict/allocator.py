@@ -127,7 +127,7 @@ class CachingAllocator:
         """
         live, free_at, free_end = self._live, self._free_at, self._free_end
         small_pool, large_pool, expandable = self._small, self._large, self.expandable
-        allocated, peak = self.allocated, self.peak_allocated
+        allocated, peak, unmapped = self.allocated, self.peak_allocated, self._unmapped
         index = first_event - 1
         # One loop without calls on its common path: this is where the time goes.
         for storage, size_bytes in zip(events.ids.tolist(), events.sizes.tolist(), strict=True):
@@ -138,7 +138,11 @@ class CachingAllocator:
                 size = (size_bytes + 511) >> 9
                 pool = small_pool if size <= _SMALL else large_pool
                 at = bisect_left(pool, size << _SHIFT)
-                if at < len(pool) and not expandable:
+                if at < len(pool) and (not expandable or len(unmapped[size <= _SMALL]) == 1):
+                    if expandable and at + 1 < len(pool):
+                        # With one hole, only the block in front of it could grow (`_could_be`): the next larger one is taken.
+                        end = (pool[at] & _ADDRESS) + (pool[at] >> _SHIFT)
+                        at += end == unmapped[size <= _SMALL][0][0]
                     key = pool.pop(at)
                     address, room = key & _ADDRESS, key >> _SHIFT
                     del free_at[address], free_end[address + room]

@@ -1,7 +1,9 @@
 """Stage 3: weights are gathered module by module, gradients are scattered bucket by bucket."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 from autofit.predict.zero_moments import Meter, Moment, Parameter, optimizer_groups
 from autofit.predict.zero_settings import ZeroSettings
@@ -45,7 +47,12 @@ class PartitionedRank:
             if moment.kind in _ON:
                 self.of_module.setdefault(moment.index, list(tied))
         self._order = [(m.index, tuple(self.of_module[m.index])) for m in moments if m.kind in _ON]
-        self._order_elements = [sum(self.parameters[k].elements for k in found) for _, found in self._order]
+        elements = [sum(self.parameters[k].elements for k in found) for _, found in self._order]
+        self._elements_before = [0, *accumulate(elements)]
+        self._uses: dict[int, list[int]] = {}  # parameter -> places in the order that need it
+        for place, (_, found) in enumerate(self._order):
+            for k in found:
+                self._uses.setdefault(k, []).append(place)
         self._micro_step(moments, meter)  # each leaves what it found, so that all of them have the peaks of one
         meter.phase = "step"
         if not self.settings.offload_optimizer:
@@ -141,20 +148,23 @@ class PartitionedRank:
 
     def _release(self, module: int, meter: Meter) -> None:
         """`release_sub_module`: what is neither persisted, nor promised by a prefetch, nor used again soon."""
-        going = {k for k in self.of_module.get(module, []) if k not in self.whole}
-        going = {k for k in going if self._fetched_for.get(k, -1) <= self._at}
-        passed, at = 0, self._at
-        while at < len(self._order) and passed < self.settings.max_reuse_distance and going:
-            going.difference_update(self._order[at][1])
-            passed += self._order_elements[at]
-            at += 1
         for k in self.of_module.get(module, []):
             self._users[k] = max(0, self._users.get(k, 0) - 1)
-            if k in going and k in self._here and not self._users[k]:
+            promised = self._fetched_for.get(k, -1) > self._at
+            if k in self._here and k not in self.whole and not self._users[k] and not promised and not self._needed_soon(k):
                 self._here.discard(k)
                 if k not in self._flying:
                     self._elements -= self.parameters[k].elements
                 meter.held -= self._size(k)
+
+    def _needed_soon(self, k: int) -> bool:
+        """Whether a module needs parameter `k` before `max_reuse_distance` elements of others have been used."""
+        uses = self._uses.get(k, [])
+        following = bisect_left(uses, self._at)
+        if following == len(uses):
+            return False
+        passed = self._elements_before[uses[following]] - self._elements_before[min(self._at, len(self._order))]
+        return passed < self.settings.max_reuse_distance
 
     def _gradient(self, k: int, meter: Meter) -> None:
         """A gradient is ready: reduces the bucket if it would overflow; one that is larger stays in its own memory."""
@@ -192,10 +202,13 @@ class PartitionedRank:
         groups: list[list[int]] = []
         for optimizer_group in optimizer_groups(self.parameters):
             groups.append([])
+            elements = 0
             for k in optimizer_group:
                 groups[-1].append(k)
-                if sum(self.part[j] for j in groups[-1]) >= settings.sub_group_size:
+                elements += self.part[k]
+                if elements >= settings.sub_group_size:
                     groups.append([])
+                    elements = 0
         for group in groups:
             elements = sum(self.part[k] for k in group)
             flat = settings.gradient_bytes * elements if len(group) > 1 else 0
