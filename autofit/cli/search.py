@@ -46,18 +46,14 @@ def search(  # noqa: PLR0917 - one parameter a flag
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Find the fastest configuration that stays inside the memory budget: by short trials, or without a GPU by prediction."""
-    from autofit.cli import search_view, survey_view
     from autofit.config.model import ModelRef
-    from autofit.launch.local import Limits
     from autofit.store.store import Store
-    from autofit.tuning.driver import StopRule, run_search
-    from autofit.tuning.foresight import Foresight
     from autofit.tuning.plan import SearchRequest, plan_study, replan, stored_study
     from autofit.units import parse_bytes, parse_seconds
 
     signal.signal(signal.SIGTERM, _interrupt)
-    stop = StopRule(trials or 24, parse_seconds(time_limit) if time_limit else None)
-    limits = Limits(trial=parse_seconds(trial_timeout))
+    most = parse_seconds(time_limit) if time_limit else None
+    longest = parse_seconds(trial_timeout)
     memory = parse_bytes(gpu_mem)
     with Store.open(database_url(context)) as store:
         if resume:
@@ -97,8 +93,16 @@ def search(  # noqa: PLR0917 - one parameter a flag
             plan = plan_study(request)
             store.create_study(plan.study)
         if plan.study.hardware.device == "none":
+            from autofit.cli import survey_view
+
             survey_view.run(store, plan, as_json=as_json)
             return
+        from autofit.cli import search_view  # what runs trials loads Optuna; a ranking needs none of it
+        from autofit.launch.local import Limits
+        from autofit.tuning.driver import StopRule, run_search
+        from autofit.tuning.foresight import Foresight
+
+        stop, limits = StopRule(trials or 24, most), Limits(trial=longest)
         with search_view.progress(plan, stop) as listener:
             foresight = Foresight.of(plan.study, listener.said)
             report = run_search(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -15,16 +15,18 @@ from autofit.cli import output
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.trial import TrialSpec
 from autofit.launch.local import Heartbeat
-from autofit.tuning.driver import SearchReport, StopRule
 from autofit.tuning.plan import Plan
 from autofit.tuning.winner import speed, within_budget
 from autofit.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:  # a ranking prints with this too, and must not wait for what runs trials
+    from autofit.tuning.driver import SearchReport, StopRule
 
 SHOWN_TRIALS = 40
 
 
 @contextmanager
-def progress(plan: Plan, stop: StopRule) -> Iterator["ProgressListener"]:
+def progress(plan: Plan, stop: "StopRule") -> Iterator["ProgressListener"]:
     """A listener that shows a live bar on a terminal and one line a trial elsewhere."""
     console = Console(stderr=True, highlight=False)
     study = plan.study
@@ -56,7 +58,7 @@ def heading(plan: Plan) -> list[str]:
 class ProgressListener:
     """Turns the driver's calls into a bar and lines."""
 
-    def __init__(self, study: StudyRecord, stop: StopRule, console: Console, bar: Progress) -> None:
+    def __init__(self, study: StudyRecord, stop: "StopRule", console: Console, bar: Progress) -> None:
         self._study = study
         self._stop = stop
         self._console = console
@@ -123,7 +125,7 @@ def describe(spec: TrialSpec) -> str:
     return ", ".join(parts)
 
 
-def show(report: SearchReport) -> None:
+def show(report: "SearchReport") -> None:
     """The answer for a person, on stdout."""
     _print_trials(report)
     if report.winner is None:
@@ -136,7 +138,7 @@ def show(report: SearchReport) -> None:
     sys.stdout.write(f"\nexport it: autofit export --study {shlex.quote(study.name)} --launcher llamafactory -o best\n")
 
 
-def why_none(report: SearchReport) -> str:
+def why_none(report: "SearchReport") -> str:
     """One line on why there is no winner and what to do."""
     study = report.study
     memory = sum(trial.out_of_memory for trial in report.trials)
@@ -153,7 +155,7 @@ def why_none(report: SearchReport) -> str:
     return line
 
 
-def as_document(report: SearchReport) -> dict[str, Any]:
+def as_document(report: "SearchReport") -> dict[str, Any]:
     """The answer for a program."""
 
     def row(trial: TrialRecord | None) -> dict[str, Any] | None:
@@ -181,7 +183,7 @@ def as_document(report: SearchReport) -> dict[str, Any]:
     }
 
 
-def _why(report: SearchReport) -> list[str]:
+def _why(report: "SearchReport") -> list[str]:
     winner, study = report.winner, report.study
     assert winner is not None and winner.result is not None
     reasons = [f"fastest of {len(report.trials)} measured that runs the reference's training: {_speed(winner, study)}"]
@@ -227,7 +229,7 @@ def _outcome(trial: TrialRecord, study: StudyRecord) -> str:
     return f"{result.outcome}{where}{why}"
 
 
-def _print_trials(report: SearchReport) -> None:
+def _print_trials(report: "SearchReport") -> None:
     """Fastest first, those without a speed last; the winner has a star."""
     study = report.study
     ordered = sorted(report.trials, key=lambda trial: -speed(trial, study) if trial.fits else 0.0)
@@ -249,7 +251,7 @@ def _print_trials(report: SearchReport) -> None:
     output.print_table(["trial", "outcome", "peak", "step", "samples/s", "configuration"], rows)
 
 
-def _print_compromises(report: SearchReport) -> None:
+def _print_compromises(report: "SearchReport") -> None:
     rows = []
     for item in report.compromises:
         peak = item.trial.result.peak_device_bytes if item.trial.result else None

@@ -28,8 +28,8 @@ class Forecaster:
     predictor: Predictor
 
     def prepare(self, specs: Iterable[tuple[TrialSpec, Model]], on_progress: Callable[[int, int], None]) -> None:
-        """See `Predictor.prepare`; to be called before `many`."""
-        self.predictor.prepare(specs, on_progress)
+        """See `Predictor.prepare`; to be called before `many`. What is in the cache is left there for who predicts with it."""
+        self.predictor.prepare([pair for pair in specs if not self.predictor.kept(*pair)], on_progress)
 
     def many(self, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None) -> Iterator[Answers]:
         """Spec -> its prediction, or why there is none; in parts, as they are done."""

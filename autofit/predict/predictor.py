@@ -134,6 +134,10 @@ class Predictor:
         wanted = [pair for pair in able if variant_key(*pair, stack, self._target) not in self._traces]
         self._traces |= symbolic_traces(wanted, stack, self.cache, self.python, self._target, on_progress)
 
+    def kept(self, spec: TrialSpec, model: Model) -> bool:
+        """Whether the variant of a spec is in the cache (a torn file counts; whoever reads it traces it again)."""
+        return (self.cache / f"{variant_key(spec, model, self._stack(), self._target)}.npz").is_file()
+
     def untraceable(self, spec: TrialSpec, model: Model) -> AutofitError | None:
         """What `prepare` was told when it traced the variant of a spec in vain."""
         found = self._traces.get(variant_key(spec, model, self._stack(), self._target))
