@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autofit.predict.allocator import Events, replay, replay_epoch
+from autofit.predict.allocator import Events, replay
+from autofit.predict.epoch import replay_epoch
 
 LAYERS, PER_LAYER = 28, 40
 STORED = Path(__file__).parent / "results" / "allocator_speed.json"

@@ -23,8 +23,8 @@ from autofit.config.legality import canonical
 from autofit.config.model import Model, resolve_model
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
-from autofit.predict.allocator import replay_epoch
 from autofit.predict.devices import DEVICES
+from autofit.predict.epoch import replay_epoch
 from autofit.predict.predictor import CONTEXT_BYTES, Predictor
 from autofit.predict.symbolic import SymbolicTrace, read_document
 from autofit.predict.variants import request, sliding_window, variant_key

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autofit.errors import AutofitError
-from autofit.predict.allocator import UNIT, CachingAllocator, Events, carried
+from autofit.predict.allocator import UNIT, CachingAllocator, Events
+from autofit.predict.epoch import carried
 from autofit.predict.symbolic import SymbolicTrace
 
 _WARM_STEPS, _STEPS = 2, 4

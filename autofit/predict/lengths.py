@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from autofit.errors import AutofitError
-from autofit.predict.allocator import Epoch, Events, carried, replay_epoch
+from autofit.predict.allocator import Events
+from autofit.predict.epoch import Epoch, carried, replay_epoch
 from autofit.predict.symbolic import SymbolicTrace
 
 _APART = 1 << 32

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autofit.errors import AutofitError
-from autofit.predict.allocator import CachingAllocator, Events, carried, replay, replay_epoch
+from autofit.predict.allocator import CachingAllocator, Events, replay
+from autofit.predict.epoch import carried, replay_epoch
 
 KIB, MIB = 2**10, 2**20
 
