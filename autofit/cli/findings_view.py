@@ -73,11 +73,10 @@ def demand_lines(quality: Quality, legal: LegalSpace, winner: TrialSpec) -> list
 
     if quality == Quality():
         return []
-    said = ", ".join(f"{name} {_shown(value)}" for name, value in quality.model_dump(exclude_defaults=True).items())
     given_up = training_changes(winner, legal.reference)
     share = legal.truncated_share(winner)
     truncated = "" if share is None else f"; {share:.1%} of the samples are truncated"
-    return [f"you asked for: {said}", f"against the reference: {'; '.join(given_up) or 'nothing given up'}{truncated}"]
+    return [f"you asked for: {quality.words}", f"against the reference: {'; '.join(given_up) or 'nothing given up'}{truncated}"]
 
 
 def documents(
@@ -111,7 +110,3 @@ def documents(
             "gpu_hour_price": epoch.gpu_hour_price,
         },
     }
-
-
-def _shown(value: object) -> object:
-    return ",".join(value) if isinstance(value, tuple) else value

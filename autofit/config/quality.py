@@ -32,6 +32,12 @@ class Quality(Frozen):
     precision: tuple[PrecisionName, ...] = ()
     """Precisions that will do; empty: the reference's."""
 
+    @property
+    def words(self) -> str:
+        """What was said, in a line; empty where nothing was."""
+        said = self.model_dump(exclude_defaults=True).items()
+        return ", ".join(f"{name} {','.join(value) if isinstance(value, tuple) else value}" for name, value in said)
+
 
 def precision_name(spec: TrialSpec) -> PrecisionName:
     """The precision of a spec in a word."""
@@ -104,9 +110,8 @@ def _contradictions(quality: Quality, points: Sequence[TrialSpec], wanted: Trial
         if not any(getattr(point, f"freeze_{part}") for point in points):
             yield f"allow_freezing {part}, but no configuration of the space freezes it; list freeze_{part}: true"
     if all(breaches(point, wanted, quality, floor) for point in points):
-        said = ", ".join(f"{name} {value}" for name, value in quality.model_dump(exclude_defaults=True).items())
         nearest = min((breaches(point, wanted, quality, floor) for point in points), key=len)
-        yield f"no configuration meets all of {said}; the nearest has {'; '.join(nearest)}"
+        yield f"no configuration meets all of {quality.words}; the nearest has {'; '.join(nearest)}"
 
 
 def at_least(one: TrialSpec, other: TrialSpec, floor: DataFloor | None = None) -> bool:

@@ -18,6 +18,8 @@ from autofit.config.trial import TrialSpec
 from autofit.tuning.figures import Evidence, Figures, fastest, figures, of_prediction, of_trial
 
 Kind = Literal["training", "running"]
+_Key = tuple[Kind, tuple[str, ...]]
+"""What makes a row: its kind and its changes."""
 RUNNING = ("zero_stage", "offload_optimizer", "offload_param", "gradient_checkpointing", "attention", "fused_cross_entropy")
 """Knobs that change how a training runs and nothing about what it learns. The micro-batch follows from the rest."""
 _WORDS = {
@@ -66,7 +68,7 @@ def compromise_table(
         trials: of the study; only its searching ones count.
         forecasts: predictions of configurations that were not tried.
     """
-    groups: dict[tuple[Kind, tuple[str, ...]], list[Figures]] = {}
+    groups: dict[_Key, list[Figures]] = {}
     for one in figures(study, trials, forecasts):
         for key in _groups(one, winner.spec):
             groups.setdefault(key, []).append(one)
@@ -77,14 +79,14 @@ def compromise_table(
     if base["predicted"] is None and prediction is not None:
         base["predicted"] = of_prediction(study, winner.spec, prediction)
     rows = [
-        _row(kind, changes, best, winner.spec, base[best.evidence], legal)
-        for (kind, changes), members in groups.items()
+        _row(key, best, winner.spec, base[best.evidence], legal)
+        for key, members in groups.items()
         if (best := _best(members)) is not None
     ]
     return sorted(rows, key=lambda row: (row.kind == "running", not row.best.fits, -(row.speedup or 0.0)))
 
 
-def _groups(one: Figures, winner: TrialSpec) -> Iterable[tuple[Kind, tuple[str, ...]]]:
+def _groups(one: Figures, winner: TrialSpec) -> Iterable[_Key]:
     """The rows that a configuration belongs to; none for one that only cuts the batch otherwise."""
     changes = tuple(training_changes(one.spec, winner))
     if changes:
@@ -113,9 +115,8 @@ def _best(members: Sequence[Figures]) -> Figures | None:
     return min(measured or predicted, key=lambda one: (one.peak_device_bytes is None, one.peak_device_bytes or 0), default=None)
 
 
-def _row(
-    kind: Kind, changes: tuple[str, ...], best: Figures, winner: TrialSpec, base: Figures | None, legal: LegalSpace
-) -> Compromise:
+def _row(key: _Key, best: Figures, winner: TrialSpec, base: Figures | None, legal: LegalSpace) -> Compromise:
+    kind, changes = key
     speedup = more = None
     if base is not None and best.fits and best.rate and base.rate:
         speedup = best.rate / base.rate
