@@ -25,6 +25,28 @@ def search(  # noqa: PLR0917 - one parameter a flag
     dataset: Annotated[str | None, typer.Option(help="Data FILE, listed in the dataset_info.json beside it, or NAME.")] = None,
     num_gpus: Annotated[int | None, typer.Option(min=1, help="Devices, one rank each; default: all that are visible.")] = None,
     global_batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per optimizer step, held constant.")] = None,
+    objective: Annotated[
+        Literal["samples_per_second", "tokens_per_second", "effective_tokens_per_second", "epoch_seconds", "cost_per_epoch"]
+        | None,
+        typer.Option(help="What is sought; default samples_per_second. An epoch's time and cost are minimised."),
+    ] = None,
+    gpu_hour_price: Annotated[
+        float | None, typer.Option(help="Price of one device for one hour, in your currency: gives the cost of an epoch.")
+    ] = None,
+    samples_per_epoch: Annotated[
+        int | None, typer.Option(min=1, help="Samples in the dataset; default: what its profile counts.")
+    ] = None,
+    max_truncated_share: Annotated[
+        float | None, typer.Option(help="Accept any cutoff_len that truncates at most this share (0..1) of the samples.")
+    ] = None,
+    min_cutoff_len: Annotated[int | None, typer.Option(help="Accept any cutoff_len from this one on.")] = None,
+    allow_freezing: Annotated[
+        str | None, typer.Option(help="Parts that the winner may freeze: vision_tower, multi_modal_projector, language_model.")
+    ] = None,
+    allow_precision: Annotated[
+        str | None,
+        typer.Option(help="Precisions that the winner may use: bf16, pure_bf16, fp16, fp32."),
+    ] = None,
     device: Annotated[
         Literal["auto", "cuda", "cpu", "none"],
         typer.Option(help="auto: CUDA if there is any, else none. cpu really trains (tiny models). none only predicts."),
@@ -55,6 +77,12 @@ def search(  # noqa: PLR0917 - one parameter a flag
     most = parse_seconds(time_limit) if time_limit else None
     longest = parse_seconds(trial_timeout)
     memory = parse_bytes(gpu_mem)
+    demands = {
+        "max_truncated_share": max_truncated_share,
+        "min_cutoff_len": min_cutoff_len,
+        "allow_freezing": _names(allow_freezing) if allow_freezing is not None else None,
+        "precision": _names(allow_precision) if allow_precision is not None else None,
+    }
     with Store.open(database_url(context)) as store:
         if resume:
             given = {
@@ -69,6 +97,13 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 "sampler": sampler,
                 "seed": seed,
                 "from": str(Path(from_file).resolve()) if from_file else None,
+                "objective": objective,
+                "gpu-hour-price": gpu_hour_price,
+                "samples-per-epoch": samples_per_epoch,
+                "max-truncated-share": max_truncated_share,
+                "min-cutoff-len": min_cutoff_len,
+                "allow-freezing": demands["allow_freezing"],
+                "allow-precision": demands["precision"],
             }
             plan = replan(stored_study(store, study), given)
         else:
@@ -89,6 +124,10 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 from_file=from_file,
                 free=_names(free),
                 keep=_names(keep),
+                objective=objective,
+                gpu_hour_price=gpu_hour_price,
+                samples_per_epoch=samples_per_epoch,
+                quality={name: value for name, value in demands.items() if value is not None},
             )
             plan = plan_study(request)
             store.create_study(plan.study)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from autofit.cli import output
+from autofit.cli import findings_view, output
+from autofit.config.quality import Quality
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.trial import TrialSpec
 from autofit.launch.local import Heartbeat
@@ -23,6 +24,11 @@ if TYPE_CHECKING:  # a ranking prints with this too, and must not wait for what 
     from autofit.tuning.driver import SearchReport, StopRule
 
 SHOWN_TRIALS = 40
+_UNITS = {
+    "samples_per_second": "samples/s",
+    "tokens_per_second": "tokens/s",
+    "effective_tokens_per_second": "effective tokens/s",
+}
 
 
 @contextmanager
@@ -132,9 +138,8 @@ def show(report: "SearchReport") -> None:
         return
     study, winner = report.study, report.winner
     output.print_section(f"winner: trial {winner.trial_number}: {describe(winner.spec)}", _why(report))
-    if report.compromises:
-        sys.stdout.write("\nwhat another training would buy (measured)\n")
-        _print_compromises(report)
+    findings_view.print_compromises(report.compromises)
+    findings_view.print_front(report.front)
     sys.stdout.write(f"\nexport it: autofit export --study {shlex.quote(study.name)} --launcher llamafactory -o best\n")
 
 
@@ -142,9 +147,9 @@ def why_none(report: "SearchReport") -> str:
     """One line on why there is no winner and what to do."""
     study = report.study
     memory = sum(trial.out_of_memory for trial in report.trials)
-    line = f"none of {len(report.trials)} configurations tried runs the reference's training within"
+    line = f"none of {len(report.trials)} configurations tried {_meets(study)} within"
     line += f" {format_bytes(study.memory_budget_bytes)} ({memory} ran out of memory)"
-    if report.compromises:
+    if report.front:
         line += "; some that change the training fit"
     if report.nearest_miss and report.nearest_miss.result:
         miss = report.nearest_miss
@@ -161,6 +166,7 @@ def as_document(report: "SearchReport") -> dict[str, Any]:
     def row(trial: TrialRecord | None) -> dict[str, Any] | None:
         return trial.model_dump(mode="json") if trial else None
 
+    samples = report.winner.result.samples_per_second if report.winner and report.winner.result else None
     return {
         "study": report.study.name,
         "memory_budget_bytes": report.study.memory_budget_bytes,
@@ -168,15 +174,7 @@ def as_document(report: "SearchReport") -> dict[str, Any]:
         "winner": row(report.winner),
         "confirmed_by": row(report.confirmed_by),
         "reference": row(report.reference),
-        "compromises": [
-            {
-                "changes": list(item.changes),
-                "trial_number": item.trial.trial_number,
-                "speedup": item.speedup,
-                "evidence": "measured",
-            }
-            for item in report.compromises
-        ],
+        **findings_view.documents(report.compromises, report.front, report.legal.epoch, samples),
         "trials": len(report.trials),
         "out_of_memory": sum(trial.out_of_memory for trial in report.trials),
         "exhausted": report.exhausted,
@@ -186,7 +184,8 @@ def as_document(report: "SearchReport") -> dict[str, Any]:
 def _why(report: "SearchReport") -> list[str]:
     winner, study = report.winner, report.study
     assert winner is not None and winner.result is not None
-    reasons = [f"fastest of {len(report.trials)} measured that runs the reference's training: {_speed(winner, study)}"]
+    reasons = [f"fastest of {len(report.trials)} measured that {_meets(study)}: {_speed(winner, study)}"]
+    reasons += findings_view.demand_lines(study.space.quality, report.legal, winner.spec)
     reference = report.reference
     if reference and reference.trial_number == winner.trial_number:
         reasons.append("it is the reference itself" if study.source_path is None else "it is your file as it stands")
@@ -194,6 +193,7 @@ def _why(report: "SearchReport") -> list[str]:
         reasons.append(_against(reference, winner, study))
     elif reference and reference.result:
         reasons.append(f"the reference itself ended {reference.result.outcome}")
+    reasons += findings_view.epoch_line(report.legal.epoch, winner.result.samples_per_second)
     left = study.memory_budget_bytes - (winner.result.peak_device_bytes or 0)
     reasons.append(f"peak {format_bytes(winner.result.peak_device_bytes)}, {format_bytes(left)} below the budget")
     if report.confirmed_by and report.confirmed_by.result:
@@ -201,6 +201,10 @@ def _why(report: "SearchReport") -> list[str]:
         steps = len(longer.losses) or longer.timed_steps
         reasons.append(f"confirmed over {steps} steps in a fresh process: peak {format_bytes(longer.peak_device_bytes)}")
     return reasons
+
+
+def _meets(study: StudyRecord) -> str:
+    return "runs the reference's training" if study.space.quality == Quality() else "is what you asked for"
 
 
 def _against(reference: TrialRecord, winner: TrialRecord, study: StudyRecord) -> str:
@@ -214,8 +218,7 @@ def _against(reference: TrialRecord, winner: TrialRecord, study: StudyRecord) ->
 
 
 def _speed(trial: TrialRecord, study: StudyRecord) -> str:
-    unit = "samples/s" if study.space.objective == "samples_per_second" else "tokens/s"
-    return f"{speed(trial, study):.2f} {unit}"
+    return f"{speed(trial, study):.2f} {_UNITS[study.space.rate]}"
 
 
 def _outcome(trial: TrialRecord, study: StudyRecord) -> str:
@@ -249,11 +252,3 @@ def _print_trials(report: "SearchReport") -> None:
             ]
         )
     output.print_table(["trial", "outcome", "peak", "step", "samples/s", "configuration"], rows)
-
-
-def _print_compromises(report: "SearchReport") -> None:
-    rows = []
-    for item in report.compromises:
-        peak = item.trial.result.peak_device_bytes if item.trial.result else None
-        rows.append([f"{item.speedup:.2f}x", format_bytes(peak), str(item.trial.trial_number), "; ".join(item.changes)])
-    output.print_table(["speed", "peak", "trial", "change"], rows)

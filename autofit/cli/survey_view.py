@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from autofit.cli import output, search_view
+from autofit.cli import findings_view, output, search_view
+from autofit.config.quality import Quality
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.errors import AutofitError
 from autofit.launch.environment import probe
@@ -78,6 +79,8 @@ def show(report: SurveyReport) -> None:
         return
     winner = report.winner
     output.print_section(f"predicted winner: trial {winner.trial_number}: {search_view.describe(winner.spec)}", _why(report))
+    findings_view.print_compromises(report.compromises)
+    findings_view.print_front(report.front)
     output.print_section("assumed", report.winner.prediction.assumptions)
     output.print_section("not modelled", report.winner.prediction.not_modelled)
     name = shlex.quote(study.name)
@@ -89,11 +92,14 @@ def _why(report: SurveyReport) -> list[str]:
     winner, study = report.winner, report.study
     assert winner is not None and winner.prediction is not None
     told = winner.prediction
-    same = sum(fits(trial) and not setting_changes for trial, setting_changes in _with_changes(report))
+    same = sum(fits(trial) and not report.legal.breaches(trial.spec) for trial in report.trials)
+    meets = "run the reference's training" if study.space.quality == Quality() else "are what you asked for"
     lines = [
-        f"predicted fastest of {same} that fit and run the reference's training: {told.samples_per_second:.3g} samples/s,"
+        f"predicted fastest of {same} that fit and {meets}: {told.samples_per_second:.3g} samples/s,"
         f" {format_seconds(told.step_time_seconds)} an optimizer step"
     ]
+    lines += findings_view.demand_lines(study.space.quality, report.legal, winner.spec)
+    lines += [f"{line}, predicted" for line in findings_view.epoch_line(report.legal.epoch, told.samples_per_second)]
     reference = report.reference
     if reference is winner:
         lines.append("it is the reference itself")
@@ -111,14 +117,6 @@ def _why(report: SurveyReport) -> list[str]:
         f" {format_bytes(left)} below the budget"
     )
     return lines
-
-
-def _with_changes(report: SurveyReport) -> Iterator[tuple[TrialRecord, list[str]]]:
-    from autofit.config.legality import training_changes
-
-    wanted = report.reference.spec if report.reference else None
-    for trial in report.trials:
-        yield trial, training_changes(trial.spec, wanted) if wanted else []
 
 
 def why_none(report: SurveyReport) -> str:
@@ -140,6 +138,8 @@ def as_document(report: SurveyReport) -> dict[str, Any]:
     def row(trial: TrialRecord | None) -> dict[str, Any] | None:
         return trial.model_dump(mode="json") if trial else None
 
+    told = report.winner.prediction if report.winner else None
+    samples = told.samples_per_second if told else None
     return {
         "study": report.study.name,
         "evidence": "predicted",
@@ -159,6 +159,7 @@ def as_document(report: SurveyReport) -> dict[str, Any]:
             }
             for setting in report.settings
         ],
+        **findings_view.documents(report.compromises, report.front, report.legal.epoch, samples),
         "configurations": len(report.trials),
         "predicted_to_fit": sum(map(fits, report.trials)),
         "unpredictable": report.unpredictable,

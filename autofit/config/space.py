@@ -9,16 +9,18 @@ import difflib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from autofit.config.base import Frozen, describe, parse, read_yaml
 from autofit.config.floor import DataFloor
 from autofit.config.legality import canonical, refusal
 from autofit.config.model import Model, ModelRef
+from autofit.config.objective import OF_AN_EPOCH, Epoch, Objective, rate_of
+from autofit.config.quality import Quality, breaches, contradiction
 from autofit.config.trial import Measure, TrialSpec
 from autofit.errors import UsageError
 from autofit.resources import resource_dir
@@ -87,14 +89,21 @@ class SearchSpace(Frozen):
     global_batch_size: PositiveInt | Literal["free"] | None = None
     """Samples per optimizer step, held constant, so that accumulation follows from it; None: what the reference multiplies to;
     `free`: whatever the knobs multiply to."""
-    objective: Literal["samples_per_second", "tokens_per_second"] = "samples_per_second"
+    objective: Objective = "samples_per_second"
+    """Speeds are maximised; an epoch's time and cost are minimised."""
+    gpu_hour_price: PositiveFloat | None = None
+    """Of one device, in any currency: gives the cost of an epoch."""
+    samples_per_epoch: PositiveInt | None = None
+    """Samples in the dataset; None: what its profile counts."""
+    quality: Quality = Quality()
+    """What the winner must keep, and what it may give up; nothing said: it trains what the reference trains."""
     fixed: dict[str, Any] = {}
     """Fields of the trial spec that do not vary."""
     knobs: dict[str, list[Value]] = Field(min_length=1)
     """Field -> the values to try."""
     conditions: list[Condition] = []
     reference: dict[str, Any]
-    """A value for every knob: the first trial, and the quality that the winner must keep."""
+    """A value for every knob: the first trial, and what the winner must train unless `quality` says otherwise."""
     measure: Measure = Measure()
 
     @model_validator(mode="after")
@@ -118,9 +127,16 @@ class SearchSpace(Frozen):
         if isinstance(self.global_batch_size, int) and "gradient_accumulation_steps" in self.reference:
             if "gradient_accumulation_steps" not in self.knobs:
                 raise ValueError("global_batch_size sets the accumulation; take it out of the reference")
+        if self.objective == "cost_per_epoch" and self.gpu_hour_price is None:
+            raise ValueError("objective cost_per_epoch needs gpu_hour_price (--gpu-hour-price)")
         if self.global_batch_size == "free" and "gradient_accumulation_steps" not in self.knobs:
             raise ValueError("global_batch_size is free, so gradient_accumulation_steps must be a knob")
         return self
+
+    @property
+    def rate(self) -> str:
+        """The field of a result or prediction that is maximised."""
+        return rate_of(self.objective)
 
     @classmethod
     def load(cls, name_or_file: str) -> Self:
@@ -150,6 +166,23 @@ class LegalSpace:
     """Reason -> configurations it removed."""
     knobs: dict[str, tuple[Value, ...]]
     """The knobs that really vary over `points`, with their values in order."""
+    quality: Quality = field(default_factory=Quality)
+    floor: DataFloor | None = None
+    samples_per_epoch: int | None = None
+    gpu_hour_price: float | None = None
+
+    @property
+    def epoch(self) -> Epoch:
+        """What turns a speed into an epoch's time and cost."""
+        return Epoch(self.samples_per_epoch, self.reference.num_gpus, self.gpu_hour_price)
+
+    def breaches(self, spec: TrialSpec) -> list[str]:
+        """Where a spec's training falls short of what the user asked for; empty: it may win."""
+        return breaches(spec, self.reference, self.quality, self.floor)
+
+    def truncated_share(self, spec: TrialSpec) -> float | None:
+        """Samples that lose tokens, 0..1 of all; None: the data have no profile."""
+        return self.floor.truncated_share(spec.cutoff_len) if self.floor else None
 
 
 def reference_spec(space: SearchSpace, model: Model, num_gpus: int, floor: DataFloor | None = None) -> TrialSpec:
@@ -175,7 +208,8 @@ def enumerate_space(space: SearchSpace, model: Model, num_gpus: int, floor: Data
     """All legal points of `space` on `num_gpus` devices; `floor` is what the dataset's profile forbids.
 
     Raises:
-        UsageError: no legal point, an illegal reference, an impossible value, or more than MAX_POINTS assignments.
+        UsageError: no legal point, an illegal reference, an impossible value, constraints that no point meets, or more than
+            MAX_POINTS assignments.
     """
     reference, global_batch = reference_spec(space, model, num_gpus, floor), _global_batch(space, num_gpus)
     points: dict[TrialSpec, None] = {}
@@ -196,7 +230,16 @@ def enumerate_space(space: SearchSpace, model: Model, num_gpus: int, floor: Data
         reasons = "; ".join(refused) or "its conditions exclude everything"
         raise UsageError(f"space {space.name} has no legal point: {reasons}")
     ordered = tuple(dict.fromkeys([*points, reference]))
-    return LegalSpace(ordered, reference, dict(refused), _varying(ordered))
+    if why := contradiction(space.quality, ordered, reference, floor):
+        raise UsageError(f"space {space.name}: contradictory constraints: {why}")
+    samples = space.samples_per_epoch or (floor.samples if floor else None)
+    if space.objective in OF_AN_EPOCH and samples is None:
+        raise UsageError(
+            f"space {space.name}: objective {space.objective} needs the number of samples, and the data have no profile; say it"
+            " with samples_per_epoch (--samples-per-epoch)"
+        )
+    varying = _varying(ordered)
+    return LegalSpace(ordered, reference, dict(refused), varying, space.quality, floor, samples, space.gpu_hour_price)
 
 
 def _varying(points: tuple[TrialSpec, ...]) -> dict[str, tuple[Value, ...]]:

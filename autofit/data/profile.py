@@ -174,10 +174,18 @@ class DataProfile:
 
     @cached_property
     def floor(self) -> DataFloor:
-        """Every `cutoff_len` at which a sample would lose image tokens."""
+        """What every `cutoff_len` takes: where a sample would lose image tokens, and how many lose any."""
         found = cover(cutting_ranges(self.turns))
         cuts = tuple(Cut(low=low, high=high, sample=self.name(sample)) for low, high, sample in found)
-        return DataFloor(image_max_pixels=self.facts.image_max_pixels, cuts=cuts)
+        # what is reserved is never cut, so that a sample of nothing else loses no token at any cutoff_len
+        lengths, counts = np.unique(np.where(self.tokens > self.reserve, self.tokens, 0), return_counts=True)
+        longer = np.cumsum(counts[::-1])[::-1]
+        return DataFloor(
+            image_max_pixels=self.facts.image_max_pixels,
+            cuts=cuts,
+            lengths=tuple(lengths.tolist()),
+            longer=tuple(longer.tolist()),
+        )
 
     @property
     def complaint(self) -> str | None:

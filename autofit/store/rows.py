@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from autofit.config.objective import Objective, rate_of
 from autofit.config.prediction import Prediction
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
@@ -108,9 +109,12 @@ def _predicted(prediction: Prediction) -> Row:
     }
 
 
-def result_row(result: TrialResult, *, started_at: str, finished_at: datetime, memory_budget_bytes: int, objective: str) -> Row:
+def result_row(
+    result: TrialResult, *, started_at: str, finished_at: datetime, memory_budget_bytes: int, objective: Objective
+) -> Row:
     """The columns that a result adds to a running trial's row.
 
+    `objective_value` is what is maximised: an epoch's time and cost are told by the rate that they go down with.
     Speed columns are filled only for a run that reached its last step; what a failed run had timed stays in its JSON.
     `wall_seconds` is NULL when the clock was set back meanwhile.
     """
@@ -132,7 +136,7 @@ def result_row(result: TrialResult, *, started_at: str, finished_at: datetime, m
         "samples_per_second": result.samples_per_second if measured else None,
         "tokens_per_second": result.tokens_per_second if measured else None,
         "effective_tokens_per_second": result.effective_tokens_per_second if measured else None,
-        "objective_value": getattr(result, objective) if measured else None,
+        "objective_value": getattr(result, rate_of(objective)) if measured else None,
         "timed_steps": result.timed_steps or None,
         "trainable_parameters": result.trainable_parameters,
         "total_parameters": result.total_parameters,

@@ -12,6 +12,8 @@ OUTCOMES = (
 MEASURED_OUTCOMES = ("COMPLETED", "GROWTH", "THRASH")
 """Outcomes of a run that reached its last step: its speed is known."""
 
+OBJECTIVES = ("samples_per_second", "tokens_per_second", "effective_tokens_per_second", "epoch_seconds", "cost_per_epoch")
+
 SPEED_COLUMNS = (
     "step_time_seconds",
     "samples_per_second",
@@ -61,7 +63,7 @@ studies = Table(
     Column("record", Text, nullable=False),
     UniqueConstraint("name", name="uq_studies_name"),
     CheckConstraint("status IN ('RUNNING', 'INTERRUPTED', 'FINISHED')", name="ck_studies_status"),
-    CheckConstraint("objective IN ('samples_per_second', 'tokens_per_second')", name="ck_studies_objective"),
+    CheckConstraint(f"objective IN ({_listed(OBJECTIVES)})", name="ck_studies_objective"),
     CheckConstraint("gpu_mem_bytes > 0 AND memory_budget_bytes > 0", name="ck_studies_positive"),
     CheckConstraint("winner_trial_number IS NULL OR winner_trial_number >= 0", name="ck_studies_winner"),
 )

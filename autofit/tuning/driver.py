@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from autofit.config.record import Purpose, StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
+from autofit.config.space import LegalSpace
 from autofit.config.trial import RunSpec, TrialSpec
 from autofit.errors import AutofitError, Interrupted
 from autofit.export.llamafactory_arguments import arguments
@@ -28,10 +29,13 @@ from autofit.launch import gpus
 from autofit.launch.local import Heartbeat, Limits, LocalExecutor
 from autofit.search.samplers import Context, propose
 from autofit.store.store import Store
+from autofit.tuning.compromise import Compromise, compromise_table
+from autofit.tuning.figures import Figures, figures
 from autofit.tuning.foresight import Foresight
+from autofit.tuning.front import pareto_front
 from autofit.tuning.growth import judge
 from autofit.tuning.plan import Plan
-from autofit.tuning.winner import Compromise, compromise_table, nearest_miss, ranking, within_budget
+from autofit.tuning.winner import nearest_miss, ranking, within_budget
 from autofit.units import format_bytes
 
 CONFIRM_FACTOR = 10
@@ -80,6 +84,9 @@ class SearchReport:
     winner: TrialRecord | None
     """The fastest that was confirmed."""
     confirmed_by: TrialRecord | None
+    legal: LegalSpace
+    front: tuple[Figures, ...]
+    """The Pareto front of speed x memory x quality, fastest first."""
     compromises: tuple[Compromise, ...]
     nearest_miss: TrialRecord | None
     exhausted: bool
@@ -167,7 +174,7 @@ class _Driver:
             if stop.seconds is not None and time.monotonic() - started + _expected_seconds(history) > stop.seconds:
                 return False
             context = Context(
-                self._plan.legal, history, self._study.memory_budget_bytes, self._study.space.objective, self._study.seed
+                self._plan.legal, history, self._study.memory_budget_bytes, self._study.space.rate, self._study.seed
             )
             proposal = propose(self._study.sampler, context)
             if proposal is None:
@@ -177,16 +184,18 @@ class _Driver:
     def conclude(self, exhausted: bool) -> SearchReport:
         """Confirms the winner and closes the study."""
         trials = self._trials("search")
-        wanted = self._plan.legal.reference
-        winner, confirmed_by = self._confirm(ranking(self._study, trials, wanted)[:CONFIRM_CANDIDATES])
+        legal = self._plan.legal
+        winner, confirmed_by = self._confirm(ranking(self._study, trials, legal)[:CONFIRM_CANDIDATES])
         self._store.set_study_status(self._study.name, "FINISHED", winner.trial_number if winner else None)
         return SearchReport(
             study=self._store.study(self._study.name),
             trials=tuple(trials),
-            reference=next((trial for trial in trials if trial.spec == wanted), None),
+            reference=next((trial for trial in trials if trial.spec == legal.reference), None),
             winner=winner,
             confirmed_by=confirmed_by,
-            compromises=tuple(compromise_table(self._study, trials, wanted, winner) if winner else ()),
+            legal=legal,
+            front=tuple(pareto_front(figures(self._study, trials), legal)),
+            compromises=tuple(compromise_table(self._study, legal, trials, winner) if winner else ()),
             nearest_miss=None if winner else nearest_miss(trials, self._study),
             exhausted=exhausted,
         )

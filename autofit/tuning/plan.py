@@ -53,6 +53,11 @@ class SearchRequest:
     """The user's LLaMA-Factory YAML, instead of space, model, data set and global batch."""
     free: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    objective: str | None = None
+    gpu_hour_price: float | None = None
+    samples_per_epoch: int | None = None
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `Quality`, which override the space's; those that were not said are missing."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def plan_study(request: SearchRequest) -> Plan:
         LaunchError: the interpreter cannot run the trials.
     """
     start = _start(request) if request.from_file is not None else None
-    space = start.space if start else _space(request)
+    space = _demanded(start.space if start else _space(request), request)
     model = resolve_model(space.model)
     hardware, notes = _hardware(request, space, model)
     budget, more = _budget(request.gpu_mem_bytes, hardware)
@@ -140,6 +145,13 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
         "global-batch-size": study.space.global_batch_size,
         "model": study.space.model,
         "from": study.source_path,
+        "objective": study.space.objective,
+        "gpu-hour-price": study.space.gpu_hour_price,
+        "samples-per-epoch": study.space.samples_per_epoch,
+        "max-truncated-share": study.space.quality.max_truncated_share,
+        "min-cutoff-len": study.space.quality.min_cutoff_len,
+        "allow-freezing": study.space.quality.allow_freezing,
+        "allow-precision": study.space.quality.precision,
     }
     for name, value in given.items():
         if value is not None and value != stored[name]:
@@ -159,6 +171,8 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
 
 
 def _shown(value: object) -> object:
+    if isinstance(value, tuple):
+        return ",".join(value) or "nothing"
     return value.label if isinstance(value, ModelRef) else value
 
 
@@ -190,6 +204,18 @@ def _space(request: SearchRequest) -> SearchSpace:
         changes["reference"] = {k: v for k, v in space.reference.items() if k != "gradient_accumulation_steps"}
     if request.dataset is not None:
         changes["dataset"] = _dataset(request.dataset, space.dataset)
+    try:
+        return SearchSpace.model_validate({**space.model_dump(), **changes})
+    except ValidationError as error:
+        raise UsageError(f"space {space.name}: {describe(error, SearchSpace)}") from error
+
+
+def _demanded(space: SearchSpace, request: SearchRequest) -> SearchSpace:
+    """The space with the objective and the constraints that the flags name."""
+    said = {name: getattr(request, name) for name in ("objective", "gpu_hour_price", "samples_per_epoch")}
+    changes: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    if request.quality:
+        changes["quality"] = {**space.quality.model_dump(), **request.quality}
     try:
         return SearchSpace.model_validate({**space.model_dump(), **changes})
     except ValidationError as error:

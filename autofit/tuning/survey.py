@@ -2,8 +2,8 @@
 
 Every legal configuration becomes a row: PREDICTED where it fits with the margin of its prediction, SKIPPED where it does not or
 cannot be predicted (its message says why). The rows are written in one transaction, best first: a survey that was killed has
-left none and is made again. The winner is chosen as a search chooses it: the fastest that runs the reference's training. What
-other trainings would do is listed by quality setting, never chosen silently.
+left none and is made again. The winner is chosen as a search chooses it: the fastest whose training is what the user asked for.
+What other trainings would do is listed by quality setting, never chosen silently.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,10 +15,14 @@ from autofit.config.legality import training_changes
 from autofit.config.prediction import Prediction
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
+from autofit.config.space import LegalSpace
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.predict.many import Answers, Forecaster
 from autofit.store.store import Store
+from autofit.tuning.compromise import Compromise, compromise_table
+from autofit.tuning.figures import Figures, figures, rate_of_prediction
+from autofit.tuning.front import pareto_front
 from autofit.tuning.plan import Plan
 from autofit.units import format_bytes
 
@@ -50,6 +54,10 @@ class SurveyReport:
     winner: TrialRecord | None
     settings: tuple[Setting, ...]
     """The reference's training first, then by speed."""
+    legal: LegalSpace
+    front: tuple[Figures, ...]
+    """The Pareto front of speed x memory x quality, fastest first."""
+    compromises: tuple[Compromise, ...]
     unpredictable: dict[str, int]
     """Reason -> configurations that could not be predicted."""
 
@@ -70,7 +78,7 @@ def run_survey(store: Store, plan: Plan, forecaster: Forecaster, progress: Progr
         trials = _records(plan, found, started)
         store.add_trials(study.name, trials)
     wanted = plan.legal.reference
-    winner = next((trial for trial in trials if fits(trial) and not training_changes(trial.spec, wanted)), None)
+    winner = next((trial for trial in trials if fits(trial) and not plan.legal.breaches(trial.spec)), None)
     store.set_study_status(study.name, "FINISHED", winner.trial_number if winner else None)
     reasons: dict[str, int] = {}
     for trial in trials:
@@ -82,6 +90,9 @@ def run_survey(store: Store, plan: Plan, forecaster: Forecaster, progress: Progr
         reference=next((trial for trial in trials if trial.spec == wanted), None),
         winner=winner,
         settings=tuple(_settings(study, trials, wanted, winner)),
+        legal=plan.legal,
+        front=tuple(pareto_front(figures(study, trials), plan.legal)),
+        compromises=tuple(compromise_table(study, plan.legal, trials, winner) if winner else ()),
         unpredictable=reasons,
     )
 
@@ -89,7 +100,7 @@ def run_survey(store: Store, plan: Plan, forecaster: Forecaster, progress: Progr
 def predicted_speed(trial: TrialRecord, study: StudyRecord) -> float:
     """The study's objective as it is predicted for a trial that has a prediction."""
     assert trial.prediction is not None
-    return float(getattr(trial.prediction, study.space.objective))
+    return rate_of_prediction(trial.prediction, study.space.rate)
 
 
 def _predictions(plan: Plan, forecaster: Forecaster, progress: Progress) -> Answers:
@@ -111,7 +122,7 @@ def _records(plan: Plan, found: Answers, started: datetime) -> list[TrialRecord]
         answer = item[1]
         if isinstance(answer, str):
             return 2, 0.0
-        return (0, -getattr(answer, study.space.objective)) if answer.fits else (1, answer.peak_device_bytes_high)
+        return (0, -rate_of_prediction(answer, study.space.rate)) if answer.fits else (1, answer.peak_device_bytes_high)
 
     finished = datetime.now(UTC)
     return [

@@ -1,26 +1,14 @@
-"""Who won, by how much, and what each change of the training would buy."""
+"""Who won under the user's constraints, and who came nearest where nobody did."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from autofit.config.legality import training_changes
 from autofit.config.record import StudyRecord, TrialRecord
-from autofit.config.trial import TrialSpec
-
-
-@dataclass(frozen=True)
-class Compromise:
-    """The fastest measured trial of those that change the training in the same way."""
-
-    changes: tuple[str, ...]
-    trial: TrialRecord
-    speedup: float
-    """Its objective over the winner's."""
+from autofit.config.space import LegalSpace
 
 
 def speed(trial: TrialRecord, study: StudyRecord) -> float:
-    """The study's objective of a completed trial."""
-    value = getattr(trial.result, study.space.objective)
+    """The study's objective of a completed trial, as a rate."""
+    value = getattr(trial.result, study.space.rate)
     assert isinstance(value, float)
     return value
 
@@ -31,29 +19,14 @@ def within_budget(trial: TrialRecord, study: StudyRecord) -> bool:
     return trial.fits and peak is not None and peak <= study.memory_budget_bytes
 
 
-def ranking(study: StudyRecord, trials: Sequence[TrialRecord], wanted: TrialSpec) -> list[TrialRecord]:
-    """Search trials inside the budget that run `wanted`'s training, fastest first."""
+def ranking(study: StudyRecord, trials: Sequence[TrialRecord], legal: LegalSpace) -> list[TrialRecord]:
+    """Search trials inside the budget whose training is what the user asked for, fastest first."""
     eligible = [
         trial
         for trial in trials
-        if trial.purpose == "search" and within_budget(trial, study) and not training_changes(trial.spec, wanted)
+        if trial.purpose == "search" and within_budget(trial, study) and not legal.breaches(trial.spec)
     ]
     return sorted(eligible, key=lambda trial: speed(trial, study), reverse=True)
-
-
-def compromise_table(
-    study: StudyRecord, trials: Sequence[TrialRecord], wanted: TrialSpec, winner: TrialRecord
-) -> list[Compromise]:
-    """For each way of changing the training that was measured: its fastest trial."""
-    best: dict[tuple[str, ...], TrialRecord] = {}
-    for trial in trials:
-        changes = tuple(training_changes(trial.spec, wanted))
-        if trial.purpose != "search" or not changes or not within_budget(trial, study):
-            continue
-        if changes not in best or speed(trial, study) > speed(best[changes], study):
-            best[changes] = trial
-    rows = [Compromise(what, trial, speed(trial, study) / speed(winner, study)) for what, trial in best.items()]
-    return sorted(rows, key=lambda row: row.speedup, reverse=True)
 
 
 def nearest_miss(trials: Sequence[TrialRecord], study: StudyRecord) -> TrialRecord | None:

@@ -53,6 +53,43 @@ def test_json_is_one_document(autofit: Run, tiny: list[str]) -> None:
     assert answer["trials"] == 5
 
 
+def test_the_compromise_tables_measured_rows_are_what_trials_holds(autofit: Run, tiny: list[str]) -> None:
+    answer = json.loads(autofit(*tiny, "--gpu-mem", "204MB", "--trials", "40", "--json").stdout)
+    held = {row["trial_number"]: row for row in json.loads(autofit("trials", "--study", "s", "--json").stdout)}
+    winner = held[answer["winner"]["trial_number"]]
+    measured = [row for row in answer["compromises"] if row["evidence"] == "measured"]
+    assert {row["kind"] for row in measured} == {"training", "running"} and len(measured) > 4
+    for row in measured:
+        trial = held[row["trial_number"]]
+        assert trial["purpose"] == "search"
+        assert (row["samples_per_second"], row["peak_device_bytes"]) == (
+            trial["samples_per_second"],
+            trial["peak_device_bytes"],
+        )
+        if row["fits"]:
+            assert trial["outcome"] == "COMPLETED" and trial["margin_bytes"] >= 0
+            assert row["speedup"] == trial["samples_per_second"] / winner["samples_per_second"]
+            assert row["more_bytes"] == trial["peak_device_bytes"] - winner["peak_device_bytes"]
+        else:
+            assert row["speedup"] is None and trial["outcome"] != "COMPLETED"
+    # and it is the fastest of its kind: no other trial with the same single change is faster
+    short = next(row for row in measured if row["changes"] == ["cutoff_len 96 instead of 192"])
+    same = ("method", "freeze_vision_tower", "freeze_multi_modal_projector")
+    others = [t for t in held.values() if t["cutoff_len"] == 96 and all(t[name] == winner[name] for name in same)]
+    assert short["samples_per_second"] == max(t["samples_per_second"] or 0 for t in others)
+
+
+def test_an_allowed_trade_is_made_and_said(autofit: Run, tiny: list[str]) -> None:
+    asked = ["--min-cutoff-len", "96", "--samples-per-epoch", "3600", "--gpu-hour-price", "2"]
+    done = autofit(*tiny, "--gpu-mem", "204MB", "--trials", "30", *asked)
+    assert done.returncode == 0, done.stderr
+    assert "you asked for: min_cutoff_len 96" in done.stdout
+    assert "against the reference: cutoff_len 96 instead of 192" in done.stdout
+    assert "an epoch of 3,600 samples takes" in done.stdout and "(2 x 2 an hour)" in done.stdout
+    again = autofit("search", "--resume", "--gpu-mem", "204MB", "--trials", "30", "--min-cutoff-len", "192")
+    assert again.returncode == 2 and "was started with --min-cutoff-len 96, not 192" in only_line(again)
+
+
 def test_no_winner_is_exit_1_with_the_way_on(autofit: Run, tiny: list[str]) -> None:
     done = autofit(*tiny, "--gpu-mem", "60MB", "--trials", "3")
     assert done.returncode == 1
@@ -71,6 +108,9 @@ def test_no_winner_is_exit_1_with_the_way_on(autofit: Run, tiny: list[str]) -> N
         (["search", "--gpu-mem", "400MB", "--device", "cpu"], 2, "too large"),
         (["search", "--gpu-mem", "1MB", "--space", "tiny_qwen2_5_vl", "--device", "cpu"], 2, "impossible"),
         (["search", "--gpu-mem", "80GB", "--resume"], 2, "no study yet"),
+        (["search", "--gpu-mem", "80GB", "--objective", "cost_per_epoch"], 2, "needs gpu_hour_price (--gpu-hour-price)"),
+        (["search", "--gpu-mem", "80GB", "--min-cutoff-len", "9000"], 2, "is above every cutoff_len of the space"),
+        (["search", "--gpu-mem", "80GB", "--allow-freezing", "tower"], 2, "'vision_tower'"),
         (
             ["search", "--gpu-mem", "400MB", "--space", "tiny_qwen2_5_vl", "--device", "cpu", "--python", "/no"],
             1,

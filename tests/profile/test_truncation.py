@@ -88,7 +88,7 @@ def test_a_shorter_cutoff_can_be_safe_where_a_longer_one_is_not() -> None:
 
 def test_text_forbids_nothing() -> None:
     profile = make_profile([[(10, 10, 0, 0)]])
-    assert profile.floor == DataFloor(image_max_pixels=589_824)
+    assert profile.floor == DataFloor(image_max_pixels=589_824, lengths=(20,), longer=(1,))
     assert profile.floor.cutoff_len == 1
 
 
@@ -98,3 +98,10 @@ def test_shares(profile: DataProfile) -> None:
     assert found.tokens_lost_share == 20 / 60
     assert found.label_tokens_lost_share == 5 / 20  # int(20 * 10 / 40) = 5 of 10 stay
     assert found.cuts_images is None
+
+
+def test_the_floor_knows_the_truncated_share_of_every_cutoff(profile: DataProfile) -> None:
+    floor = profile.floor
+    assert floor.samples == len(profile)
+    for cutoff in (8, 20, 100, *range(1, 3000, 97)):
+        assert floor.truncated_share(cutoff) == profile.truncation(cutoff).samples_truncated_share
