@@ -46,7 +46,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Find the fastest configuration that stays inside the memory budget: by short trials, or without a GPU by prediction."""
-    from autofit.cli import search_view, survey_view
+    from autofit.cli import output, search_view, survey_view
     from autofit.config.model import ModelRef
     from autofit.launch.local import Limits
     from autofit.store.store import Store
@@ -74,7 +74,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 "seed": seed,
                 "from": str(Path(from_file).resolve()) if from_file else None,
             }
-            plan = replan(stored_study(store, study), given)
+            plan = replan(stored_study(store, study), given, output.rows_profiled())
         else:
             request = SearchRequest(
                 gpu_mem_bytes=memory,
@@ -94,13 +94,13 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 free=_names(free),
                 keep=_names(keep),
             )
-            plan = plan_study(request)
+            plan = plan_study(request, output.rows_profiled())
             store.create_study(plan.study)
         if plan.study.hardware.device == "none":
             survey_view.run(store, plan, as_json=as_json)
             return
         with search_view.progress(plan, stop) as listener:
-            foresight = Foresight.of(plan.study, listener.said)
+            foresight = Foresight.of(plan.study, listener.said, plan.data)
             report = run_search(
                 store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits, foresight=foresight
             )

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from autofit.config.base import Frozen
+from autofit.config.floor import DataFloor
 from autofit.config.hardware import Hardware
 from autofit.config.model import Model
 from autofit.config.prediction import Prediction
@@ -39,6 +40,8 @@ class StudyRecord(Frozen):
     """What a rank may use: `gpu_mem_bytes` (or the device's own memory, if that is less) less headroom."""
     winner_trial_number: int | None = None
     autofit_version: str
+    floor: DataFloor | None = None
+    """What the dataset's profile forbids; None: there is none, and samples are taken to be as large as the spec allows."""
     source_path: str | None = None
     """The launcher's YAML that the study started from (`--from`); its reference is what that file says."""
     source_yaml: str | None = None
