@@ -3,13 +3,16 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from autofit.units import format_bytes, format_seconds
 
 Format = Literal["table", "json", "csv"]
 NOTHING = "-"
+_BAR = 40
+_LINE_SECONDS = 10.0
 
 
 def print_json(document: Any) -> None:
@@ -47,6 +50,24 @@ def print_fields(fields: Mapping[str, str]) -> None:
 def remark(text: str) -> None:
     """One line on stderr, beside the answer."""
     sys.stderr.write(text + "\n")
+
+
+def rows_profiled() -> Callable[[int, int], None]:
+    """Shows on stderr how far profiling the data has come: a bar on a terminal, elsewhere a line every ten seconds."""
+    last = time.monotonic()
+
+    def show(done: int, rows: int) -> None:
+        nonlocal last
+        if sys.stderr.isatty():
+            filled = _BAR * done // max(rows, 1)
+            bar = f"[{'#' * filled}{' ' * (_BAR - filled)}]"
+            sys.stderr.write(f"\rprofiling the data {bar} {done}/{rows} rows" + ("\n" if done == rows else ""))
+            sys.stderr.flush()
+        elif time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
+            remark(f"profiling the data: {done} of {rows} rows")
+
+    return show
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], form: Format) -> None:

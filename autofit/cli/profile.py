@@ -35,7 +35,7 @@ def profile(  # noqa: PLR0917 - one parameter a flag
     question = ProfileQuestion(
         model, dataset, dataset_dir, media_dir, template, python, image_max_pixels=image_max_pixels, processes=processes
     )
-    found = profile_data(question, _progress if sys.stderr.isatty() else None)
+    found = profile_data(question, output.rows_profiled())
     document = summary(found, cutoffs)
     if as_json:
         output.print_json(document)
@@ -56,12 +56,6 @@ def _cutoffs(text: str) -> tuple[int, ...]:
     if not values or min(values) < 1:
         raise UsageError(f"--cutoff-len {text}: write positive whole numbers, for example 1024,2048")
     return values
-
-
-def _progress(done: int, rows: int) -> None:
-    filled = _BAR * done // max(rows, 1)
-    sys.stderr.write(f"\r[{'#' * filled}{' ' * (_BAR - filled)}] {done}/{rows} rows" + ("\n" if done == rows else ""))
-    sys.stderr.flush()
 
 
 def _show(found: "DataProfile", document: dict[str, Any]) -> None:

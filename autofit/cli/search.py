@@ -68,6 +68,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Find the fastest configuration that stays inside the memory budget: by short trials, or without a GPU by prediction."""
+    from autofit.cli import output
     from autofit.config.model import ModelRef
     from autofit.store.store import Store
     from autofit.tuning.plan import SearchRequest, plan_study, replan, stored_study
@@ -105,7 +106,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 "allow-freezing": demands["allow_freezing"],
                 "allow-precision": demands["precision"],
             }
-            plan = replan(stored_study(store, study), given)
+            plan = replan(stored_study(store, study), given, output.rows_profiled())
         else:
             request = SearchRequest(
                 gpu_mem_bytes=memory,
@@ -129,7 +130,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 samples_per_epoch=samples_per_epoch,
                 quality={name: value for name, value in demands.items() if value is not None},
             )
-            plan = plan_study(request)
+            plan = plan_study(request, output.rows_profiled())
             store.create_study(plan.study)
         if plan.study.hardware.device == "none":
             from autofit.cli import survey_view
@@ -143,7 +144,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
 
         stop, limits = StopRule(trials or 24, most), Limits(trial=longest)
         with search_view.progress(plan, stop) as listener:
-            foresight = Foresight.of(plan.study, listener.said)
+            foresight = Foresight.of(plan.study, listener.said, plan.data)
             report = run_search(
                 store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits, foresight=foresight
             )

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from autofit.cli import findings_view, output
 from autofit.config.quality import Quality
 from autofit.config.record import StudyRecord, TrialRecord
+from autofit.config.result import TrialResult
 from autofit.config.trial import TrialSpec
 from autofit.launch.local import Heartbeat
 from autofit.tuning.plan import Plan
@@ -200,7 +201,25 @@ def _why(report: "SearchReport") -> list[str]:
         longer = report.confirmed_by.result
         steps = len(longer.losses) or longer.timed_steps
         reasons.append(f"confirmed over {steps} steps in a fresh process: peak {format_bytes(longer.peak_device_bytes)}")
-    return reasons
+        if longer.resume_problem:
+            reasons.append(f"beware: {longer.resume_problem}")
+    measured = [trial.result for trial in (report.confirmed_by, winner) if trial and trial.result and trial.result.epoch]
+    return reasons + ([_on_data(measured[0])] if measured else [])
+
+
+def _on_data(result: TrialResult) -> str:
+    """The speed on the user's data, from the longer of the two runs."""
+    epoch = result.epoch
+    assert epoch is not None and result.samples_per_second is not None
+    line = f"on your data: {result.samples_per_second:.2f} samples/s"
+    if epoch.samples_per_second_low is not None and epoch.samples_per_second_high is not None:
+        line += f" ({epoch.samples_per_second_low:.2f} to {epoch.samples_per_second_high:.2f}, {epoch.confidence:.0%})"
+    for name in ("tokens_per_second", "effective_tokens_per_second"):
+        line += f", {getattr(result, name):,.0f} {name.removesuffix('_per_second').replace('_', ' ')}/s"
+    line += f"; an epoch of {epoch.samples} samples takes {format_seconds(epoch.seconds)}"
+    if epoch.seconds_low is not None and epoch.seconds_high is not None:
+        line += f" ({format_seconds(epoch.seconds_low)} to {format_seconds(epoch.seconds_high)})"
+    return line
 
 
 def _meets(study: StudyRecord) -> str:

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 
 from autofit.config.base import Frozen
 from autofit.config.hardware import Hardware
-from autofit.config.result import Outcome, Phase
+from autofit.config.result import EpochEstimate, Outcome, Phase
 from autofit.config.trial import TrialSpec
 
 CERTIFICATE_FILE = "autofit.json"
@@ -53,7 +53,11 @@ class Figures(Frozen):
     step_time_seconds: float | None = None
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
+    effective_tokens_per_second: float | None = None
+    """Without padding."""
     timed_steps: int | None = None
+    epoch: EpochEstimate | None = None
+    """On the data set, with intervals; None: the speed is that of the timed steps."""
     memory_limit: str | None = None
     """How the budget was enforced; None: it was not."""
     finished_at: datetime | None = None

@@ -5,6 +5,23 @@ from pydantic import Field
 from autofit.config.base import Frozen
 
 
+class Fragmentation(Frozen):
+    """What the dataset's changing lengths do to the caching allocator, replayed. Bytes."""
+
+    steps: int = Field(gt=0)
+    """Optimizer steps that were replayed."""
+    reserved_early_bytes: int
+    """Highest reserved in the first tenth of them, in an allocator without a limit."""
+    reserved_end_bytes: int
+    """Highest of all; what it exceeds the former by are fragments."""
+    allocated_bytes: int
+    """Highest allocated: that of the largest batch."""
+    retries: int | None = None
+    """Times that cached blocks are given back within the budget; None: no budget."""
+    fails_at_step: int | None = None
+    """Step (0 is the first) that the budget does not allow; None: all run, or no budget."""
+
+
 class Prediction(Frozen):
     """One spec's memory and time, each with its interval."""
 
@@ -33,6 +50,8 @@ class Prediction(Frozen):
     """Name -> bytes at the peak; they add up to `peak_device_bytes`."""
     uncorrected_bytes: dict[str, int] = {}
     """allocated, reserved, device: the peaks before what measured trials taught; corrections are learnt from these."""
+    fragmentation: Fragmentation | None = None
+    """None: not replayed; `not_modelled` says why, where there is a dataset."""
     phase: str
     """Where the peak is: forward, backward, optimizer_step, ..."""
     precision_mode: str

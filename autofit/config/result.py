@@ -63,6 +63,27 @@ class RankResult(Frozen):
     """CUDA: times the caching allocator had to release its blocks and try again."""
 
 
+class EpochEstimate(Frozen):
+    """What the timed steps, which stand for the dataset's, say of an epoch of it. `low` and `high` hold the true value with
+    `confidence`; both are None where the steps are too few to tell."""
+
+    samples: int = Field(gt=0)
+    """Of the dataset."""
+    steps: int = Field(gt=0)
+    """Optimizer steps of an epoch."""
+    confidence: float
+    seconds: float = Field(gt=0)
+    """Of an epoch."""
+    seconds_low: float | None = None
+    seconds_high: float | None = None
+    samples_per_second_low: float | None = None
+    samples_per_second_high: float | None = None
+    tokens_per_second_low: float | None = None
+    tokens_per_second_high: float | None = None
+    effective_tokens_per_second_low: float | None = None
+    effective_tokens_per_second_high: float | None = None
+
+
 class TrialResult(Frozen):
     """The job's result: the worst of all ranks for memory, the whole job for speed."""
 
@@ -91,6 +112,8 @@ class TrialResult(Frozen):
     effective_tokens_per_second: float | None = Field(default=None, gt=0)
     """Tokens without padding, whole job."""
     timed_steps: int | None = Field(default=None, gt=0)
+    epoch: EpochEstimate | None = None
+    """Speed on the dataset: the four figures above are then those of an epoch. None: of the timed steps alone."""
     losses: list[float] = []
     """Mean loss of each optimizer step, warm-up included."""
     resumed_loss: float | None = None

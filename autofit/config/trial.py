@@ -115,6 +115,9 @@ class RunSpec(Frozen):
     """Samples (their places in the tokenised training set) of the micro-batch that runs first and again after the timed steps,
     on all ranks. None: engine `llamafactory` takes the longest sample, filled up to `cutoff_len`; engine `transformers` runs
     on nothing but synthetic samples of that length."""
+    timed_batches: tuple[tuple[int, ...], ...] | None = None
+    """Samples of each timed optimizer step, by micro-batch, then rank, then place in the micro-batch. None: the training's own
+    order."""
     device: Literal["cuda", "cpu"]
     measure: Measure
     memory_budget_bytes: PositiveInt | None = None
@@ -132,4 +135,10 @@ class RunSpec(Frozen):
             raise ValueError(
                 f"worst_batch names {len(self.worst_batch)} sample(s), but micro_batch_size is {self.trial.micro_batch_size}"
             )
+        if self.timed_batches is not None:
+            lengths = [len(step) for step in self.timed_batches]
+            if lengths != [self.trial.global_batch_size] * self.measure.steps:
+                raise ValueError(
+                    f"timed_batches must name {self.trial.global_batch_size} samples for each of {self.measure.steps} steps"
+                )
         return self

@@ -16,6 +16,7 @@ from autofit.data.truncation import Int, Turns, cover, cutting_ranges, kept
 from autofit.errors import AutofitError
 
 FORMAT = 1
+_COLUMNS = ("dataset", "row", "reserve", "images", "image_tokens", "patches", "empty_answer")
 FACTS_FILE, SAMPLES_FILE = "facts.json", "samples.npz"
 
 
@@ -130,6 +131,17 @@ class DataProfile:
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def head(self, rows: int) -> "DataProfile":
+        """Of the first `rows` rows of each dataset alone, as LLaMA-Factory's `max_samples` keeps them."""
+        kept_samples = self.row < rows
+        if kept_samples.all():
+            return self
+        number = np.cumsum(kept_samples) - 1
+        of_turns = kept_samples[self.turns.sample]
+        turns = Turns(*(column[of_turns] for column in self.turns))
+        columns = {name: getattr(self, name)[kept_samples] for name in _COLUMNS}
+        return DataProfile(self.facts, turns=turns._replace(sample=number[turns.sample]), **columns)
 
     @cached_property
     def tokens(self) -> Int:

@@ -55,7 +55,9 @@ def _figures(trial: TrialRecord, budget: int) -> Figures | None:
         step_time_seconds=result.step_time_seconds if measured else None,
         samples_per_second=result.samples_per_second if measured else None,
         tokens_per_second=result.tokens_per_second if measured else None,
+        effective_tokens_per_second=result.effective_tokens_per_second if measured else None,
         timed_steps=result.timed_steps if measured else None,
+        epoch=result.epoch if measured else None,
         memory_limit=result.memory_limit,
         finished_at=trial.finished_at,
     )

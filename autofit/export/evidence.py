@@ -126,12 +126,27 @@ def _data(source: Source) -> str:
     spec = source.spec
     if source.study.engine == "llamafactory":
         name = _one_line(source.dataset.name)
+        if source.result.epoch is not None:
+            return (
+                f"data: measured on {name} as LLaMA-Factory prepares it, first and last the batch of the highest predicted peak"
+                f" that its {source.result.epoch.samples} samples can make; {_epoch(source)}"
+            )
         return (
             f"data: measured on {name} as LLaMA-Factory prepares it, first and last its longest sample, filled up to"
             f" {spec.cutoff_len} tokens"
         )
     images = f", {spec.images.per_sample} image(s) of {spec.images.max_pixels} pixels" if source.uses_images else ""
     return f"data: measured on a synthetic worst batch, every sample {spec.cutoff_len} tokens{images}; not on your dataset"
+
+
+def _epoch(source: Source) -> str:
+    """How long an epoch of the data takes, from the longer of the two runs."""
+    runs = [trial.result.epoch for trial in (source.confirm, source.trial) if trial and trial.result and trial.result.epoch]
+    epoch = runs[0]
+    span = ""
+    if epoch.seconds_low is not None and epoch.seconds_high is not None:
+        span = f" ({format_seconds(epoch.seconds_low)} to {format_seconds(epoch.seconds_high)}, {epoch.confidence:.0%})"
+    return f"an epoch of {epoch.steps} steps takes {format_seconds(epoch.seconds)}{span}"
 
 
 def _device(study: StudyRecord) -> str:

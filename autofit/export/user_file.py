@@ -53,7 +53,7 @@ def user_arguments(study: StudyRecord, spec: TrialSpec) -> dict[str, Any]:
 def _body(study: StudyRecord, spec: TrialSpec, deepspeed: Mapping[str, Any] | None) -> str:
     if study.source_yaml is None or study.source_path is None:
         raise AutofitError(f"study {study.name} did not start from a file")
-    reference = reference_spec(study.space, study.model, spec.num_gpus)
+    reference = reference_spec(study.space, study.model, spec.num_gpus, study.floor)
     return edited(study.source_yaml, key_changes(reference, spec, deepspeed), study.source_path)
 
 
@@ -62,7 +62,7 @@ def starts_deepspeed(source: Source) -> bool:
     study = source.study
     if study.source_yaml is None:
         return False
-    zero = reference_spec(study.space, study.model, source.spec.num_gpus).zero_stage
+    zero = reference_spec(study.space, study.model, source.spec.num_gpus, study.floor).zero_stage
     return zero == source.spec.zero_stage and bool(launcher_values(study.source_yaml, str(study.source_path)).get("deepspeed"))
 
 

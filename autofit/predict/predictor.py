@@ -14,11 +14,12 @@ answered from the cache in milliseconds.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from autofit.config.legality import refusal
 from autofit.config.model import Model
@@ -29,6 +30,8 @@ from autofit.predict.allocator import Events
 from autofit.predict.calibrate import Calibration, calibrate
 from autofit.predict.capacity import ZERO_FRAGMENTATION, Demand, alone, assumed, device_peak, replayed
 from autofit.predict.devices import DeviceModel, for_memory
+from autofit.predict.epoch import Epoch
+from autofit.predict.lengths import BatchShape, replay_batches
 from autofit.predict.offload import UPDATE_BYTES, Offload
 from autofit.predict.roofline import Constants, Job, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
@@ -154,6 +157,46 @@ class Predictor:
         if spec.zero_stage:
             return zero_timeline(self._zero_settings(spec, model, trace), trace.parameters, trace.moments(*shape))
         return traced_timeline(trace, shape, spec.gradient_accumulation_steps, {"ddp_buckets": _ddp_buckets(spec, trace)})
+
+    def peaks(self, spec: TrialSpec, model: Model, length: npt.ArrayLike, patches: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Peak allocated bytes of a canonical spec at other batches than its own: real ones, of a dataset.
+
+        Args:
+            length, patches: tokens of each sample of a micro-batch, and image patches of all; one entry a batch.
+
+        Raises:
+            AutofitError: the variant cannot be modelled, or not at one of these shapes.
+        """
+        trace, micro = self._trace(spec, model), spec.micro_batch_size
+        if spec.zero_stage == 0:
+            return trace.peaks(micro, length, patches, spec.gradient_accumulation_steps)
+        settings = self._zero_settings(spec, model, trace)
+        shapes = np.broadcast(np.asarray(length), np.asarray(patches))
+        found = [zero_terms(settings, trace, micro, int(tokens), int(p), self._zero).peak_bytes for tokens, p in shapes]
+        return np.asarray(found, dtype=np.float64)
+
+    def epoch(
+        self, spec: TrialSpec, model: Model, shapes: Sequence[tuple[int, int]], gpu_mem_bytes: int | None = None
+    ) -> Epoch:
+        """Optimizer steps of real batches through the caching allocator: what they leave behind is fragmentation.
+
+        Args:
+            shapes: (tokens of each sample, image patches of the micro-batch) of each step, which has one shape throughout.
+            gpu_mem_bytes: what a rank may use; the allocator gets it less context and communication. None: no limit.
+
+        Raises:
+            AutofitError: the CPU, which has no caching allocator; ZeRO, whose own allocations are not traced; or as `peaks`.
+        """
+        if self._target == "cpu":
+            raise AutofitError("a CPU has no caching allocator that could fragment")
+        if spec.zero_stage:
+            raise AutofitError(
+                f"zero_stage {spec.zero_stage}: DeepSpeed's own allocations are not traced, so none are replayed"
+            )
+        outside, budget = sum(self._overhead(spec).values()), self.budget(gpu_mem_bytes)
+        batches = [BatchShape(spec.micro_batch_size, length, patches) for length, patches in shapes]
+        capacity = None if budget is None else budget - outside
+        return replay_batches(self._trace(spec, model), batches, expandable=spec.num_gpus > 1, capacity_bytes=capacity)
 
     def _traced(self, spec: TrialSpec, model: Model) -> tuple[SymbolicTrace, int]:
         """The trace of a spec's variant, and the image patches in a micro-batch."""

@@ -29,6 +29,7 @@ from autofit.launch import gpus
 from autofit.launch.local import Heartbeat, Limits, LocalExecutor
 from autofit.search.samplers import Context, propose
 from autofit.store.store import Store
+from autofit.tuning.batches import Chosen
 from autofit.tuning.compromise import Compromise, compromise_table
 from autofit.tuning.figures import Figures, figures
 from autofit.tuning.foresight import Foresight
@@ -237,6 +238,9 @@ class _Driver:
     def _finish(self, trial: TrialRecord, result: TrialResult) -> TrialRecord:
         now = datetime.now(UTC)
         study = self._study
+        if self._plan.batches is not None:
+            warmup = study.space.measure.warmup_steps
+            result = self._plan.batches.on_data(trial.spec, result, warmup, self._steps(trial))
         result = judge(result, study.memory_budget_bytes, study.space.measure.warmup_steps, study.hardware.device)
         self._store.finish_trial(self._study.name, trial.trial_number, now, result)
         done = trial.model_copy(update={"finished_at": now, "result": result})
@@ -246,9 +250,8 @@ class _Driver:
     def _run_spec(self, trial: TrialRecord) -> RunSpec:
         measure = self._study.space.measure
         if trial.purpose == "confirm":
-            steps = CONFIRM_FACTOR * (measure.warmup_steps + measure.steps) - measure.warmup_steps
             room = self._has_room_for_checkpoint(trial.spec)
-            measure = measure.model_copy(update={"steps": steps, "evaluate": True, "save": room, "resume": room})
+            measure = measure.model_copy(update={"steps": self._steps(trial), "evaluate": True, "save": room, "resume": room})
         study = self._study
         device = study.hardware.device
         assert device != "none"
@@ -256,16 +259,28 @@ class _Driver:
         if study.engine == "llamafactory":
             from_file = study.source_yaml is not None
             keys = user_arguments(study, trial.spec) if from_file else _arguments(study, trial.spec)
+        chosen = Chosen()
+        if self._plan.batches is not None:
+            chosen = self._plan.batches.choose(trial.spec, self._steps(trial), self._listener.said)
         return RunSpec(
             trial=trial.spec,
             model=study.model,
             engine=study.engine,
             arguments=keys,
+            worst_batch=chosen.worst_places,
+            timed_batches=chosen.timed_places,
             device=device,
             measure=measure,
             memory_budget_bytes=study.memory_budget_bytes,
             seed=study.seed,
         )
+
+    def _steps(self, trial: TrialRecord) -> int:
+        """Optimizer steps of a trial that are timed."""
+        measure = self._study.space.measure
+        if trial.purpose != "confirm":
+            return measure.steps
+        return CONFIRM_FACTOR * (measure.warmup_steps + measure.steps) - measure.warmup_steps
 
     def _has_room_for_checkpoint(self, spec: TrialSpec) -> bool:
         """Whether the disk holds what a checkpoint writes; says so if not."""

@@ -122,7 +122,7 @@ def question_of(
         UsageError: no such trial.
     """
     number = study.winner_trial_number if trial_number is None else trial_number
-    wanted = reference_spec(study.space, study.model, len(study.hardware.devices)) if number is None else None
+    wanted = reference_spec(study.space, study.model, len(study.hardware.devices), study.floor) if number is None else None
     trial = next((each for each in trials if each.trial_number == number or each.spec == wanted), None)
     if trial is None:
         raise UsageError(f"study {study.name} has no trial {number}; see autofit trials --study {study.name}")

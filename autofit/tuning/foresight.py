@@ -14,13 +14,23 @@ from autofit.launch.environment import probe
 from autofit.predict.devices import CPU, DeviceModel, recognise
 from autofit.predict.learned import Basis, Measured, learn
 from autofit.predict.predictor import Predictor
+from autofit.tuning.data import StudyData
+from autofit.tuning.fragmentation import foretell, words
 
 
 class Foresight:
     """Predicts the trials of one study on the devices that run them."""
 
-    def __init__(self, study: StudyRecord, predictor: Predictor, card: DeviceModel, said: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        study: StudyRecord,
+        predictor: Predictor,
+        card: DeviceModel,
+        said: Callable[[str], None],
+        data: StudyData | None = None,
+    ) -> None:
         self._study = study
+        self._data = data
         self._predictor = predictor
         self._card = card
         self._said = said
@@ -28,13 +38,13 @@ class Foresight:
         self._basis = Basis.of(study.model, card.name, predictor.versions)
 
     @classmethod
-    def of(cls, study: StudyRecord, said: Callable[[str], None]) -> "Foresight | None":
-        """For a study on the CPU, or on GPUs whose rates are known; None for any other."""
+    def of(cls, study: StudyRecord, said: Callable[[str], None], data: StudyData | None = None) -> "Foresight | None":
+        """For a study on the CPU, or on GPUs whose rates are known; None for any other. `data` has lengths to replay."""
         card = {"cpu": CPU, "cuda": recognise(study.hardware.devices[0].name)}.get(study.hardware.device)
         if card is None:
             return None
         environment = probe(study.python)
-        return cls(study, Predictor(environment.python, environment.versions, device=card), card, said)
+        return cls(study, Predictor(environment.python, environment.versions, device=card), card, said, data)
 
     def before(self, spec: TrialSpec, history: Sequence[TrialRecord]) -> Prediction | None:
         """The prediction of `spec`, or None where there is none; each reason is said once.
@@ -46,9 +56,23 @@ class Foresight:
         try:
             known = learn(measured, self._basis, self._card, lambda one: self._predictor.timing(one.trial.spec, one.model))
             self._predictor.calibrations, self._predictor.constants = known.calibrations, known.constants
-            return self._predictor.predict(spec, self._study.model, self._study.memory_budget_bytes)
+            found = self._predictor.predict(spec, self._study.model, self._study.memory_budget_bytes)
+            return self._with_fragmentation(spec, found)
         except AutofitError as error:
             if str(error) not in self._reasons:
                 self._reasons.add(str(error))
                 self._said(f"runs without a prediction: {error}")
             return None
+
+    def _with_fragmentation(self, spec: TrialSpec, found: Prediction) -> Prediction:
+        """What an epoch of the study's data does to the allocator goes with the prediction, or why that is not known."""
+        study = self._study
+        if self._data is None:
+            return found
+        try:
+            told = foretell(self._predictor, spec, study.model, self._data.profile, study.seed, study.memory_budget_bytes)
+        except AutofitError as error:
+            return found.model_copy(update={"not_modelled": [*found.not_modelled, f"fragmentation over an epoch: {error}"]})
+        if (line := words(told)) is not None:
+            self._said(line)
+        return found.model_copy(update={"fragmentation": told})

@@ -86,7 +86,7 @@ def _recover(folder: Path, certificate: Certificate, store: Store, failure: _Fai
     study, progress = store.study(certificate.study), failure.progress
     number = _observe(store, folder, certificate, failure)
     trials = store.trials(certificate.study)
-    legal = enumerate_space(study.space, study.model, certificate.spec.num_gpus)
+    legal = enumerate_space(study.space, study.model, certificate.spec.num_gpus, study.floor)
     resumed = progress.checkpoint is not None
     safer = next_safer(legal.points, trials, certificate.spec, same_sharding=resumed)
     happened = f"out of memory {progress.words} (trial {number} of study {study.name})"

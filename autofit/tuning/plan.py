@@ -14,13 +14,17 @@ from autofit.config.base import describe
 from autofit.config.hardware import Device, Hardware
 from autofit.config.model import Model, ModelRef, resolve_model
 from autofit.config.record import StudyRecord
-from autofit.config.space import DatasetRef, LegalSpace, SearchSpace, enumerate_space
+from autofit.config.space import DatasetRef, LegalSpace, SearchSpace, enumerate_space, reference_spec
+from autofit.data.collect import Progress
 from autofit.data.sources import find_sources
 from autofit.errors import UsageError
 from autofit.launch import gpus
 from autofit.launch.environment import TrainingEnvironment, probe
 from autofit.predict.devices import device_model, for_memory
+from autofit.predict.predictor import Predictor
 from autofit.store.store import Store
+from autofit.tuning.batches import Batches
+from autofit.tuning.data import StudyData, data_notes, read_data
 from autofit.tuning.engine import Choice, choose
 from autofit.tuning.from_file import Start, start_from
 from autofit.units import format_bytes
@@ -68,14 +72,18 @@ class Plan:
     legal: LegalSpace
     notes: tuple[str, ...] = field(default=())
     """What the user should know before it runs."""
+    batches: Batches | None = None
+    """Which samples of the user's data the trials see; None: there is no profile of them, or trials run on synthetic ones."""
+    data: StudyData | None = None
 
 
-def plan_study(request: SearchRequest) -> Plan:
-    """Everything that `run_search` needs, checked.
+def plan_study(request: SearchRequest, progress: Progress | None = None) -> Plan:
+    """Everything that `run_search` needs, checked. The data are profiled, with `progress`, unless that was done before.
 
     Raises:
         UsageError: a space, model, device or budget that cannot be.
         LaunchError: the interpreter cannot run the trials.
+        AutofitError: the data hold rows that end every training on them.
     """
     start = _start(request) if request.from_file is not None else None
     space = _demanded(start.space if start else _space(request), request)
@@ -83,13 +91,18 @@ def plan_study(request: SearchRequest) -> Plan:
     hardware, notes = _hardware(request, space, model)
     budget, more = _budget(request.gpu_mem_bytes, hardware)
     notes += more
-    legal = enumerate_space(space, model, len(hardware.devices))
     runs = hardware.device != "none"
-    environment = _interpreter(request.python, legal, runs=runs)
+    environment = probe(request.python or sys.executable)
+    data, why_not = read_data(space, model, environment, (start.path, start.text) if start else None, progress)
+    reference = reference_spec(space, model, len(hardware.devices), data.floor(None, model) if data else None)
     choice = Choice("transformers", "nothing is run")
     if runs:
-        choice = choose(request.engine, environment, model, space.dataset, legal.reference, hardware.device)
+        choice = choose(request.engine, environment, model, space.dataset, reference, hardware.device)
         notes += [f"engine {choice.engine}: {choice.why}"] + ([choice.warning] if choice.warning else [])
+    floor = data.floor(None if choice.engine == "llamafactory" else reference.images, model) if data else None
+    legal = enumerate_space(space, model, len(hardware.devices), floor)
+    _check_interpreter(environment, legal, runs=runs)
+    notes += data_notes(data, why_not, legal, choice.engine, hardware.device)
     now = datetime.now(UTC)
     study = StudyRecord(
         name=request.study or f"{space.name}-{now:%Y%m%d-%H%M%S}",
@@ -104,12 +117,19 @@ def plan_study(request: SearchRequest) -> Plan:
         gpu_mem_bytes=request.gpu_mem_bytes,
         memory_budget_bytes=budget,
         autofit_version=autofit.__version__,
+        floor=floor,
         source_path=start.path if start else None,
         source_yaml=start.text if start else None,
     )
     if start:
         start.refuse(study.engine)
-    return Plan(study, legal, tuple(notes))
+    return Plan(study, legal, tuple(notes), _batches(study, data, environment), data)
+
+
+def _batches(study: StudyRecord, data: StudyData | None, environment: TrainingEnvironment) -> Batches | None:
+    if data is None or study.engine != "llamafactory":
+        return None
+    return Batches(data, study.model, Predictor(environment.python, environment.versions), study.seed)
 
 
 def stored_study(store: Store, name: str | None) -> StudyRecord:
@@ -127,8 +147,10 @@ def stored_study(store: Store, name: str | None) -> StudyRecord:
     return max(studies, key=lambda study: study.created_at)
 
 
-def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
+def replan(study: StudyRecord, given: Mapping[str, Any], progress: Progress | None = None) -> Plan:
     """A stored study, to go on with. `given` holds the settings that the user repeated (None: not said); they must agree.
+
+    What is legal stays as the study recorded it; the batches of its trials are chosen from the data as they are now.
 
     Raises:
         UsageError: a setting differs from the study's.
@@ -166,8 +188,14 @@ def replan(study: StudyRecord, given: Mapping[str, Any]) -> Plan:
         raise UsageError(
             f"study {study.name} was measured on {study.hardware.devices[0].name}, this is {hardware.devices[0].name}"
         )
-    legal = enumerate_space(study.space, study.model, len(study.hardware.devices))
-    return Plan(study.model_copy(update={"hardware": hardware}), legal)
+    legal = enumerate_space(study.space, study.model, len(study.hardware.devices), study.floor)
+    study = study.model_copy(update={"hardware": hardware})
+    if study.floor is None:
+        return Plan(study, legal)
+    environment = probe(study.python)
+    source = (study.source_path, study.source_yaml) if study.source_path and study.source_yaml else None
+    data, why_not = read_data(study.space, study.model, environment, source, progress)
+    return Plan(study, legal, (why_not,) if why_not else (), _batches(study, data, environment), data)
 
 
 def _shown(value: object) -> object:
@@ -280,9 +308,8 @@ def _budget(gpu_mem_bytes: int, hardware: Hardware) -> tuple[int, list[str]]:
     return budget, notes
 
 
-def _interpreter(python: str | None, legal: LegalSpace, *, runs: bool) -> TrainingEnvironment:
-    """The training environment's interpreter, asked for what the space's trials (or only their predictions) need."""
-    environment = probe(python or sys.executable)
+def _check_interpreter(environment: TrainingEnvironment, legal: LegalSpace, *, runs: bool) -> None:
+    """Refuses an interpreter without what the space's trials (or only their predictions) need."""
     methods: set[str] = {point.method for point in legal.points}
     stages: set[int] = {point.zero_stage for point in legal.points} if runs else set()
     if missing := environment.missing(methods, stages):
@@ -290,4 +317,3 @@ def _interpreter(python: str | None, legal: LegalSpace, *, runs: bool) -> Traini
             f"{environment.python} lacks {', '.join(missing)}, which the trials need; install them there, or name your training"
             " environment with --python PATH"
         )
-    return environment

@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autofit.config.model import ModelRef, resolve_model
+from autofit.config.model import Model, ModelRef, resolve_model
 from autofit.data.collect import ProfileOptions, ProfileRequest, Progress, collect, default_cache
 from autofit.data.profile import DataProfile
 from autofit.data.sources import find_sources
@@ -39,11 +39,8 @@ def profile_data(question: ProfileQuestion, progress: Progress | None = None, ca
     """
     ref = ModelRef.from_text(question.model)
     sources = find_sources(question.dataset, question.dataset_dir)
-    folder = ref.path or _hub_folder(resolve_model(ref).id)
-    if folder is None:
-        raise UsageError(f"--model {question.model}: no tokenizer on this machine; give the model's folder")
     request = ProfileRequest(
-        model=folder,
+        model=tokenizer_folder(resolve_model(ref)),
         sources=sources,
         template=question.template or _template(ref),
         media_dir=question.media_dir and str(Path(question.media_dir).resolve()),
@@ -52,6 +49,18 @@ def profile_data(question: ProfileQuestion, progress: Progress | None = None, ca
     )
     environment = probe(question.python or sys.executable)
     return collect(request, environment, cache or default_cache(), question.processes, progress)
+
+
+def tokenizer_folder(model: Model) -> str:
+    """Where a model's tokenizer is: its own folder, or the hub's cache.
+
+    Raises:
+        UsageError: nowhere on this machine.
+    """
+    folder = model.path or _hub_folder(model.id)
+    if folder is None:
+        raise UsageError(f"--model {model.label}: no tokenizer on this machine; give the model's folder")
+    return folder
 
 
 def _template(ref: ModelRef) -> str:

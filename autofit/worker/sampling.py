@@ -42,7 +42,7 @@ class WithSample(torch.utils.data.Dataset[Any]):
 
 
 def planned(order: Order, own: Iterable[int], worst: Sequence[int] | None) -> PlannedSampler:
-    """All places of a trial: those of `own` (repeated where it ends), and `worst` in the worst steps.
+    """All places of a trial: those of `own` (repeated where it ends), in worst steps `worst`, in timed ones what is ordered.
 
     There the first and the last micro-batch of every rank are the worst batch: the last finds the gradients of the others in
     memory already. A sequence that covers the whole trial also keeps it within one epoch, however small the dataset is.
@@ -51,6 +51,10 @@ def planned(order: Order, own: Iterable[int], worst: Sequence[int] | None) -> Pl
     size, accumulation = int(order.trial["micro_batch_size"]), int(order.trial["gradient_accumulation_steps"])
     places: list[int] = []
     for step in range(order.total_steps):
+        timed = step - order.warmup_steps
+        if order.timed_batches is not None and 0 <= timed < order.steps:
+            places += order.timed_batches[timed]
+            continue
         for micro in range(accumulation):
             is_worst = worst is not None and step in order.worst_steps and micro in {0, accumulation - 1}
             for _rank in range(order.num_ranks):

@@ -5,6 +5,7 @@ through its control object.
 """
 
 import errno
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -101,8 +102,11 @@ def observed(
             if order.worst_batch is None and make_worst is not None:
                 self.train_dataset = WithSample(whole, guarded(make_worst, whole))
                 self._autofit_worst = [len(whole)] * int(order.trial["micro_batch_size"])
-            elif any(not 0 <= place < len(whole) for place in order.worst_batch or ()):
-                raise DataError(f"worst_batch {order.worst_batch}: the tokenised training set has {len(whole)} samples")
+            named = {*(order.worst_batch or ()), *itertools.chain.from_iterable(order.timed_batches or ())}
+            if any(not 0 <= place < len(whole) for place in named):
+                raise DataError(
+                    f"batches name sample {max(named, key=abs)}: the tokenised training set has {len(whole)} samples"
+                )
             try:
                 self._autofit_whole = whole
                 return super().get_train_dataloader()

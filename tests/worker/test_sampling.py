@@ -33,6 +33,14 @@ def test_the_worst_batch_comes_first_and_again_on_every_rank(tmp_path: Path) -> 
     assert 90 not in steps[1] + steps[2]
 
 
+def test_timed_steps_take_what_is_ordered(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, num_gpus=1, steps=2, micro_batch_size=1, gradient_accumulation_steps=2)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "worst_batch": [99], "timed_batches": [[40, 41], [42, 43]]}))
+    places = list(planned(read_order(path), range(10), [99]))
+    assert places[2:6] == [40, 41, 42, 43]  # after one step of warm-up
+    assert places[:2] == places[6:] == [99, 99]
+
+
 def test_a_small_dataset_is_gone_through_again(tmp_path: Path) -> None:
     wanted = order(tmp_path, num_gpus=1, steps=4)
     assert list(planned(wanted, [3, 1, 2], None)) == [3, 1, 2, 3, 1]
