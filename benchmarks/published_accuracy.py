@@ -166,7 +166,7 @@ def score(row: Row, traces: Traces) -> Scored:
     prediction = Predictor(python=python, versions=_identity(stack), cache=cache).predict(spec, model)
     first, steady = trace.events(spec.micro_batch_size, spec.cutoff_len)
     card = DEVICES[row.device].memory_bytes - CONTEXT_BYTES
-    held = replay_epoch(first, [steady], [0] * _EPOCH_STEPS, capacity_bytes=card)
+    held = replay_epoch(first, [steady], [0] * _EPOCH_STEPS, capacity_bytes=card).total
     predicted = {
         "allocated": prediction.peak_allocated_bytes,
         "device": held.peak_reserved_bytes + CONTEXT_BYTES,

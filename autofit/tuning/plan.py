@@ -20,7 +20,7 @@ from autofit.data.sources import find_sources
 from autofit.errors import UsageError
 from autofit.launch import gpus
 from autofit.launch.environment import TrainingEnvironment, probe
-from autofit.predict.devices import device_model, for_memory
+from autofit.predict.devices import CPU, device_model, for_memory
 from autofit.predict.predictor import Predictor
 from autofit.store.store import Store
 from autofit.tuning.batches import Batches
@@ -129,7 +129,8 @@ def plan_study(request: SearchRequest, progress: Progress | None = None) -> Plan
 def _batches(study: StudyRecord, data: StudyData | None, environment: TrainingEnvironment) -> Batches | None:
     if data is None or study.engine != "llamafactory":
         return None
-    return Batches(data, study.model, Predictor(environment.python, environment.versions), study.seed)
+    device = CPU if study.hardware.device == "cpu" else None
+    return Batches(data, study.model, Predictor(environment.python, environment.versions, device=device), study.seed)
 
 
 def stored_study(store: Store, name: str | None) -> StudyRecord:
