@@ -230,7 +230,7 @@ def allocations() -> Iterator[list[int]]:
     finally:
         threads = _disable_profiler_legacy()
     lists = [[e.cpu_memory_usage() for e in events if e.kind() == "memory_alloc"] for events in threads]
-    found += max(lists, key=len)
+    found += max(lists, key=lambda sizes: len(sizes))
 
 
 def mark(number: int) -> None:
