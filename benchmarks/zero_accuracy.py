@@ -229,8 +229,8 @@ def allocations() -> Iterator[list[int]]:
         yield found
     finally:
         threads = _disable_profiler_legacy()
-    lists = [[e.cpu_memory_usage() for e in events if e.kind() == "memory_alloc"] for events in threads]
-    found += max(lists, key=lambda sizes: len(sizes))
+    lists: list[list[int]] = [[e.cpu_memory_usage() for e in events if e.kind() == "memory_alloc"] for events in threads]
+    found += sorted(lists, key=len)[-1]
 
 
 def mark(number: int) -> None:
