@@ -54,9 +54,3 @@ def compromise_table(
             best[changes] = trial
     rows = [Compromise(what, trial, speed(trial, study) / speed(winner, study)) for what, trial in best.items()]
     return sorted(rows, key=lambda row: row.speedup, reverse=True)
-
-
-def nearest_miss(trials: Sequence[TrialRecord], study: StudyRecord) -> TrialRecord | None:
-    """The completed trial that exceeds the budget by the least, where none fits."""
-    peaks = [trial for trial in trials if trial.fits and not within_budget(trial, study)]
-    return min(peaks, key=lambda trial: trial.result.peak_device_bytes or 0 if trial.result else 0, default=None)
