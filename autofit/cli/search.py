@@ -60,7 +60,8 @@ def search(  # noqa: PLR0917 - one parameter a flag
     trials: Annotated[int | None, typer.Option(min=1, help="Search trials of the study in all; default 24.")] = None,
     time_limit: Annotated[str | None, typer.Option(help="No trial starts that would end later, for example 30m.")] = None,
     trial_timeout: Annotated[str, typer.Option(help="Longest that one trial may take.")] = "30m",
-    sampler: Annotated[Literal["tpe", "gp", "random", "grid"] | None, typer.Option(help="Default tpe.")] = None,
+    sampler: Annotated[Literal["guided", "tpe", "gp", "random", "grid"] | None, typer.Option(help="Default guided.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run every trial, also those that an earlier study has run.")] = False,
     seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --study, or with the newest one.")] = False,
@@ -119,7 +120,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 card=card,
                 engine=engine,
                 python=python,
-                sampler=sampler or "tpe",
+                sampler=sampler or "guided",
                 seed=seed or 0,
                 study=study,
                 from_file=from_file,
@@ -146,7 +147,14 @@ def search(  # noqa: PLR0917 - one parameter a flag
         with search_view.progress(plan, stop) as listener:
             foresight = Foresight.of(plan.study, listener.said, plan.data)
             report = run_search(
-                store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits, foresight=foresight
+                store,
+                plan,
+                runs_dir=runs.resolve(),
+                stop=stop,
+                listener=listener,
+                limits=limits,
+                foresight=foresight,
+                reuse=not fresh and not resume,
             )
     _finish(report, as_json)
 

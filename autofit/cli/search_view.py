@@ -23,6 +23,7 @@ from autofit.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:  # a ranking prints with this too, and must not wait for what runs trials
     from autofit.tuning.driver import SearchReport, StopRule
+    from autofit.tuning.misses import Miss
 
 SHOWN_TRIALS = 40
 _UNITS = {
@@ -152,13 +153,22 @@ def why_none(report: "SearchReport") -> str:
     line += f" {format_bytes(study.memory_budget_bytes)} ({memory} ran out of memory)"
     if report.front:
         line += "; some that change the training fit"
-    if report.nearest_miss and report.nearest_miss.result:
-        miss = report.nearest_miss
-        peak = miss.result.peak_device_bytes if miss.result else None
-        line += f"; nearest miss: trial {miss.trial_number} at {format_bytes(peak)}"
+    if report.miss is not None:
+        line += f"; {_miss(report.miss)}"
     if not report.exhausted:
         line += f"; go on with: autofit search --resume --study {study.name} --trials {len(report.trials) * 2}"
     return line
+
+
+def _miss(miss: "Miss") -> str:
+    """The nearest miss, and what would make it fit."""
+    needs = (
+        f"needs {format_bytes(miss.peak_bytes)}"
+        if miss.measured
+        else f"needs about {format_bytes(miss.peak_bytes)} (estimated)"
+    )
+    ways = [f"--gpu-mem {-(-miss.gpu_mem_bytes // 1024**2)}MB", *miss.changes[:3]]
+    return f"nearest miss: {describe(miss.spec)}, {needs}; it would fit with {', or '.join(ways)}"
 
 
 def as_document(report: "SearchReport") -> dict[str, Any]:
@@ -179,6 +189,7 @@ def as_document(report: "SearchReport") -> dict[str, Any]:
         "trials": len(report.trials),
         "out_of_memory": sum(trial.out_of_memory for trial in report.trials),
         "exhausted": report.exhausted,
+        "stop_reason": report.stop_reason,
     }
 
 
@@ -197,6 +208,8 @@ def _why(report: "SearchReport") -> list[str]:
     reasons += findings_view.epoch_line(report.legal.epoch, winner.result.samples_per_second)
     left = study.memory_budget_bytes - (winner.result.peak_device_bytes or 0)
     reasons.append(f"peak {format_bytes(winner.result.peak_device_bytes)}, {format_bytes(left)} below the budget")
+    if report.stop_reason:
+        reasons.append(f"stopped after {len(report.trials)} trials: {report.stop_reason}")
     if report.confirmed_by and report.confirmed_by.result:
         longer = report.confirmed_by.result
         steps = len(longer.losses) or longer.timed_steps

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from autofit.config.prediction import Prediction
+
 Objective = Literal["samples_per_second", "tokens_per_second", "effective_tokens_per_second", "epoch_seconds", "cost_per_epoch"]
 OF_AN_EPOCH: frozenset[Objective] = frozenset({"epoch_seconds", "cost_per_epoch"})
 """They need the number of samples, and go down as speed goes up."""
@@ -38,3 +40,8 @@ class Epoch:
         if seconds is None or self.gpu_hour_price is None:
             return None
         return seconds / _HOUR * self.num_gpus * self.gpu_hour_price
+
+
+def rate_of_prediction(prediction: Prediction, rate: str) -> float:
+    """A rate as it is predicted. Predictions are made for full samples, so that each of their tokens is an effective one."""
+    return float(getattr(prediction, "tokens_per_second" if rate == "effective_tokens_per_second" else rate))

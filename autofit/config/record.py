@@ -39,6 +39,8 @@ class StudyRecord(Frozen):
     memory_budget_bytes: PositiveInt
     """What a rank may use: `gpu_mem_bytes` (or the device's own memory, if that is less) less headroom."""
     winner_trial_number: int | None = None
+    stop_reason: str | None = None
+    """Why the sampler ended the search; None: a limit or the user did, or it goes on."""
     autofit_version: str
     floor: DataFloor | None = None
     """What the dataset's profile forbids; None: there is none, and samples are taken to be as large as the spec allows."""

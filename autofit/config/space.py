@@ -105,6 +105,8 @@ class SearchSpace(Frozen):
     reference: dict[str, Any]
     """A value for every knob: the first trial, and what the winner must train unless `quality` says otherwise."""
     measure: Measure = Measure()
+    compromise_trials: int = Field(default=3, ge=0)
+    """Trials at most that sampler `guided` spends on other trainings than the reference's, to price them."""
 
     @model_validator(mode="after")
     def _names_and_values(self) -> Self:

@@ -6,17 +6,18 @@ ignored (TPE and GP learn from COMPLETE only). Trials that failed for another re
 the configuration's worth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autofit.config.legality import training_changes
 from autofit.config.record import TrialRecord
 from autofit.config.space import LegalSpace, Value
 from autofit.config.trial import TrialSpec
 from autofit.search.points import is_ordered
 
+_Kinds = Mapping[str, BaseDistribution]
 DERIVED = "gradient_accumulation_steps"
 
 
@@ -34,17 +35,16 @@ def distributions(space: LegalSpace) -> dict[str, BaseDistribution]:
     return found
 
 
-def encode(spec: TrialSpec, space: LegalSpace) -> dict[str, Value]:
-    """The parameters of a spec under `distributions`."""
+def encode(spec: TrialSpec, space: LegalSpace, kinds: _Kinds) -> dict[str, Value]:
+    """The parameters of a spec under `kinds`, the space's `distributions`."""
     return {
         name: space.knobs[name].index(getattr(spec, name)) if isinstance(dist, IntDistribution) else getattr(spec, name)
-        for name, dist in distributions(space).items()
+        for name, dist in kinds.items()
     }
 
 
-def decode(params: dict[str, Value], space: LegalSpace) -> dict[str, Value]:
-    """The knob values of parameters under `distributions`."""
-    kinds = distributions(space)
+def decode(params: Mapping[str, Value], space: LegalSpace, kinds: _Kinds) -> dict[str, Value]:
+    """The knob values of parameters under `kinds`, the space's `distributions`."""
     return {
         name: space.knobs[name][int(value)] if isinstance(kinds[name], IntDistribution) else value
         for name, value in params.items()
@@ -58,8 +58,14 @@ def to_frozen(history: Sequence[TrialRecord], space: LegalSpace, budget_bytes: i
     nothing it did not know, where 0 would bend its surface.
     """
     speeds = [getattr(trial.result, objective) for trial in history if trial.fits]
-    floor = min(speeds, default=0.0)
-    return [_frozen(trial, space, budget_bytes, objective, floor) for trial in history if trial.result is not None]
+    floor, kinds = min(speeds, default=0.0), distributions(space)
+
+    def value(trial: TrialRecord) -> float | None:
+        if trial.fits:
+            return float(getattr(trial.result, objective))
+        return floor if trial.out_of_memory else None
+
+    return [_frozen(trial, space, kinds, budget_bytes, value(trial)) for trial in history if trial.result is not None]
 
 
 def memory_violation(trial: TrialRecord, budget_bytes: int) -> float:
@@ -71,22 +77,43 @@ def memory_violation(trial: TrialRecord, budget_bytes: int) -> float:
     result = trial.result
     if result is not None and trial.fits and result.peak_device_bytes is not None:
         return result.peak_device_bytes / budget_bytes - 1.0
-    least = 0.01
-    if result is not None and result.requested_bytes:
+    least = max(0.01, at_least_bytes(trial, budget_bytes) / budget_bytes - 1.0)
+    if result is not None and result.requested_bytes and not result.allocated_bytes:
         least = max(least, result.requested_bytes / budget_bytes)
     return least
 
 
-def _frozen(trial: TrialRecord, space: LegalSpace, budget_bytes: int, objective: str, floor: float) -> FrozenTrial:
-    params, kinds = encode(trial.spec, space), distributions(space)
-    if not (trial.fits or trial.out_of_memory):
-        return create_trial(state=TrialState.FAIL, params=params, distributions=kinds)
-    return create_trial(
-        value=getattr(trial.result, objective) if trial.fits else floor,
-        params=params,
-        distributions=kinds,
-        constraints={
-            "memory": memory_violation(trial, budget_bytes),
-            "quality": float(len(training_changes(trial.spec, space.reference))),
-        },
-    )
+def at_least_bytes(trial: TrialRecord, budget_bytes: int) -> int:
+    """What the peak of a trial that ran out of memory is above for certain: the budget, or what was held and asked for."""
+    result = trial.result
+    if result is None or result.allocated_bytes is None or result.requested_bytes is None:
+        return budget_bytes
+    return max(budget_bytes, result.allocated_bytes + result.requested_bytes)
+
+
+def _frozen(trial: TrialRecord, space: LegalSpace, kinds: _Kinds, budget_bytes: int, value: float | None) -> FrozenTrial:
+    """`value`: the objective, or None for a trial that says nothing of the configuration's worth."""
+    params, told = encode(trial.spec, space, kinds), _told(trial, budget_bytes)
+    if value is None:
+        return create_trial(state=TrialState.FAIL, params=params, distributions=dict(kinds), user_attrs=told)
+    broken = {
+        "memory": memory_violation(trial, budget_bytes),
+        "quality": float(len(space.breaches(trial.spec))),
+    }
+    return create_trial(value=value, params=params, distributions=dict(kinds), user_attrs=told, constraints=broken)
+
+
+def _told(trial: TrialRecord, budget_bytes: int) -> dict[str, Any]:
+    """What the guided sampler reads. A run that thrashed at the limit needs more than there is, whatever its peak was."""
+    result = trial.result
+    if result is None:
+        return {}
+    if trial.out_of_memory or result.outcome == "THRASH":
+        return {"at_least_bytes": at_least_bytes(trial, budget_bytes)}
+    if not trial.fits or result.peak_device_bytes is None or result.step_time_seconds is None:
+        return {}
+    told: dict[str, Any] = {"peak_bytes": result.peak_device_bytes, "step_seconds": result.step_time_seconds}
+    if trial.finished_at is not None and result.timed_steps:
+        work = result.step_time_seconds * max(result.timed_steps, len(result.losses))
+        told["startup_seconds"] = max(0.0, (trial.finished_at - trial.started_at).total_seconds() - work)
+    return told

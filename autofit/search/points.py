@@ -1,6 +1,6 @@
 """Distances and dominance between points of an enumerated space. No Optuna here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from autofit.config.space import LegalSpace, Value
 from autofit.config.trial import TrialSpec
@@ -32,9 +32,17 @@ def distance(a: TrialSpec, b: TrialSpec, knobs: dict[str, tuple[Value, ...]]) ->
     return total
 
 
-def nearest(wanted: TrialSpec, candidates: Sequence[TrialSpec], space: LegalSpace) -> TrialSpec:
-    """The candidate closest to `wanted`; the first in enumeration order where several are."""
-    return min(candidates, key=lambda point: distance(wanted, point, space.knobs))
+def nearest(
+    wanted: TrialSpec, candidates: Sequence[TrialSpec], space: LegalSpace, knobs: Collection[str] | None = None
+) -> TrialSpec:
+    """The candidate closest to `wanted`; the first in enumeration order where several are.
+
+    Args:
+        knobs: those that were really asked for; None: all that vary. An accumulation that follows from the micro-batch must
+            not be held against a candidate.
+    """
+    asked = {name: values for name, values in space.knobs.items() if knobs is None or name in knobs}
+    return min(candidates, key=lambda point: distance(wanted, point, asked))
 
 
 def most_distant(candidates: Sequence[TrialSpec], tried: Sequence[TrialSpec], space: LegalSpace) -> TrialSpec:

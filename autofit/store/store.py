@@ -90,8 +90,10 @@ class Store:
         with self._transaction() as connection:
             return [study_record(dict(row)) for row in connection.execute(select(studies).order_by(studies.c.id)).mappings()]
 
-    def set_study_status(self, name: str, status: StudyStatus, winner_trial_number: int | None = None) -> None:
-        """Changes a study's status and, unless it is None, its winner.
+    def set_study_status(
+        self, name: str, status: StudyStatus, winner_trial_number: int | None = None, stop_reason: str | None = None
+    ) -> None:
+        """Changes a study's status and, unless they are None, its winner and why its search ended.
 
         Raises:
             StoreError: no such study, or the winner is no trial of it.
@@ -102,6 +104,9 @@ class Store:
             if winner_trial_number is not None:
                 self._trial_row(connection, study, winner_trial_number)
                 values["winner_trial_number"] = winner_trial_number
+            if stop_reason is not None:
+                record = study_record(study).model_copy(update={"stop_reason": stop_reason})
+                values["record"] = study_row(record)["record"]
             connection.execute(update(studies).where(studies.c.id == study["id"]).values(values))
 
     # trials
@@ -132,7 +137,7 @@ class Store:
             connection.execute(insert(trial_documents).values(trial_id=trial_id, **_documents(record)))
 
     def add_trials(self, study: str, records: Sequence[TrialRecord]) -> None:
-        """Stores finished trials that were predicted and not run, all of them or none.
+        """Stores finished trials that this study did not run, all of them or none: predicted, or taken over from another.
 
         Raises:
             StoreError: no such study, a number or a configuration that it has already, or a trial without a result.

@@ -27,7 +27,8 @@ from autofit.export.llamafactory_arguments import arguments
 from autofit.export.user_file import user_arguments
 from autofit.launch import gpus
 from autofit.launch.local import Heartbeat, Limits, LocalExecutor
-from autofit.search.samplers import Context, propose
+from autofit.search.guide import Halt
+from autofit.search.samplers import propose
 from autofit.store.store import Store
 from autofit.tuning.batches import Chosen
 from autofit.tuning.compromise import Compromise, compromise_table
@@ -35,8 +36,11 @@ from autofit.tuning.figures import Figures, figures
 from autofit.tuning.foresight import Foresight
 from autofit.tuning.front import pareto_front
 from autofit.tuning.growth import judge
+from autofit.tuning.guidance import Guidance
+from autofit.tuning.misses import Miss, nearest
 from autofit.tuning.plan import Plan
-from autofit.tuning.winner import nearest_miss, ranking, within_budget
+from autofit.tuning.reuse import own_trials, take_over
+from autofit.tuning.winner import ranking, within_budget
 from autofit.units import format_bytes
 
 CONFIRM_FACTOR = 10
@@ -53,7 +57,7 @@ class StopRule:
     """When no further trial starts."""
 
     trials: int | None = None
-    """Finished search trials of the study in all, earlier runs counted."""
+    """Finished search trials of the study in all, earlier runs counted, those taken over from other studies not."""
     seconds: float | None = None
     """Wall time of this run. No trial starts that would not end in time, as long as the median trial."""
 
@@ -89,9 +93,15 @@ class SearchReport:
     front: tuple[Figures, ...]
     """The Pareto front of speed x memory x quality, fastest first."""
     compromises: tuple[Compromise, ...]
-    nearest_miss: TrialRecord | None
-    exhausted: bool
-    """Whether no untried configuration is left that could fit."""
+    miss: Miss | None
+    """Without a winner: the configuration that comes nearest to the budget, and what would make it fit."""
+    stop_reason: str | None
+    """Why the sampler ended the search; None: a limit did."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no further trial is worth its time."""
+        return self.stop_reason is not None
 
 
 def run_search(
@@ -103,11 +113,13 @@ def run_search(
     listener: Listener,
     limits: Limits | None = None,
     foresight: Foresight | None = None,
+    reuse: bool = False,
 ) -> SearchReport:
     """Runs (or goes on with) a study to a limit and confirms its winner. The study must be in the store.
 
     Args:
         foresight: predicts each trial before it runs; None: no predictions are stored.
+        reuse: start from what earlier studies of the same things measured; where that decides, nothing is run.
 
     Raises:
         AutofitError: another driver has the study, a device is taken, the store fails, or all trials crash alike.
@@ -120,8 +132,8 @@ def run_search(
         store.set_study_status(study.name, "RUNNING")
         try:
             driver.settle()
-            exhausted = driver.search(stop)
-            report = driver.conclude(exhausted)
+            taken = take_over(store, plan, listener.said) if reuse else 0
+            report = driver.conclude(driver.search(stop), from_store=taken > 0)
         except KeyboardInterrupt:
             store.set_study_status(study.name, "INTERRUPTED")
             raise Interrupted(
@@ -152,6 +164,7 @@ class _Driver:
         self._listener = listener
         self._executor = executor
         self._foresight = foresight
+        self._guidance = Guidance(plan, store, foresight, listener.said)
 
     def settle(self) -> None:
         """Brings trials that a killed driver left unfinished to their end."""
@@ -164,30 +177,35 @@ class _Driver:
                 self._listener.said(f"trial {trial.trial_number} was cut off by the last stop; it runs again")
                 self._run(self._store.restart_trial(self._study.name, trial.trial_number, datetime.now(UTC)))
 
-    def search(self, stop: StopRule) -> bool:
-        """Runs trials until `stop`; True when nothing is left to try."""
+    def search(self, stop: StopRule) -> str | None:
+        """Runs trials until `stop`, or until the sampler ends the search: then its reason."""
         started = time.monotonic()
         while True:
             history = self._trials("search")
-            _stop_on_common_cause(history)
-            if stop.trials is not None and len(history) >= stop.trials:
-                return False
+            own = own_trials(self._study, history)
+            _stop_on_common_cause(own)
+            if stop.trials is not None and len(own) >= stop.trials:
+                return None
             if stop.seconds is not None and time.monotonic() - started + _expected_seconds(history) > stop.seconds:
-                return False
-            context = Context(
-                self._plan.legal, history, self._study.memory_budget_bytes, self._study.space.rate, self._study.seed
-            )
-            proposal = propose(self._study.sampler, context)
-            if proposal is None:
-                return True
-            self._start(proposal.spec, proposal.reason, "search")
+                return None
+            found = propose(self._study.sampler, self._guidance.context(history))
+            if isinstance(found, Halt):
+                self._listener.said(found.reason)
+                return found.reason
+            self._start(found.spec, found.reason, "search")
 
-    def conclude(self, exhausted: bool) -> SearchReport:
-        """Confirms the winner and closes the study."""
+    def conclude(self, stop_reason: str | None, *, from_store: bool) -> SearchReport:
+        """Confirms the winner and closes the study.
+
+        Args:
+            from_store: trials of other studies were taken over; when they decide alone, they are the answer, without a run.
+        """
         trials = self._trials("search")
         legal = self._plan.legal
-        winner, confirmed_by = self._confirm(ranking(self._study, trials, legal)[:CONFIRM_CANDIDATES])
-        self._store.set_study_status(self._study.name, "FINISHED", winner.trial_number if winner else None)
+        ranked = ranking(self._study, trials, legal)
+        answered = from_store and not own_trials(self._study, trials)
+        winner, confirmed_by = self._stored(ranked) if answered else self._confirm(ranked[:CONFIRM_CANDIDATES])
+        self._store.set_study_status(self._study.name, "FINISHED", winner.trial_number if winner else None, stop_reason)
         return SearchReport(
             study=self._store.study(self._study.name),
             trials=tuple(trials),
@@ -197,9 +215,21 @@ class _Driver:
             legal=legal,
             front=tuple(pareto_front(figures(self._study, trials), legal)),
             compromises=tuple(compromise_table(self._study, legal, trials, winner) if winner else ()),
-            nearest_miss=None if winner else nearest_miss(trials, self._study),
-            exhausted=exhausted,
+            miss=None if winner else nearest(self._study, self._guidance.context(trials), self._foresight),
+            stop_reason=stop_reason,
         )
+
+    def _stored(self, ranked: list[TrialRecord]) -> tuple[TrialRecord | None, TrialRecord | None]:
+        """The fastest of the trials taken over, with its confirmation if that was taken over too."""
+        if not ranked:
+            return None, None
+        done = {trial.spec: trial for trial in self._trials("confirm")}
+        confirmed_by = done.get(ranked[0].spec)
+        said = "earlier studies answer this budget: nothing was run"
+        if confirmed_by is None:
+            said += f"; confirm the winner in a longer run: autofit search --resume --study {self._study.name}"
+        self._listener.said(said)
+        return ranked[0], confirmed_by
 
     def _confirm(self, candidates: list[TrialRecord]) -> tuple[TrialRecord | None, TrialRecord | None]:
         """The first candidate that stays inside the budget in a fresh, longer run, and that run."""

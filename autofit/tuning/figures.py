@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from autofit.config.objective import rate_of_prediction
 from autofit.config.prediction import Prediction
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.trial import TrialSpec
@@ -30,11 +31,6 @@ class Figures:
     """The study's objective as a rate, see `objective.rate_of`."""
     samples_per_second: float | None
     peak_device_bytes: int | None
-
-
-def rate_of_prediction(prediction: Prediction, rate: str) -> float:
-    """A rate as it is predicted. Predictions are made for full samples, so that each of their tokens is an effective one."""
-    return float(getattr(prediction, "tokens_per_second" if rate == "effective_tokens_per_second" else rate))
 
 
 def figures(

@@ -13,27 +13,31 @@ from autofit.errors import AutofitError
 from autofit.launch.environment import probe
 from autofit.predict.devices import CPU, DeviceModel, recognise
 from autofit.predict.learned import Basis, Measured, learn
+from autofit.predict.many import Forecaster
 from autofit.predict.predictor import Predictor
 from autofit.tuning.data import StudyData
+from autofit.tuning.forecast import explain
 from autofit.tuning.fragmentation import foretell, words
 
 
 class Foresight:
     """Predicts the trials of one study on the devices that run them."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - its parts
         self,
         study: StudyRecord,
         predictor: Predictor,
         card: DeviceModel,
         said: Callable[[str], None],
         data: StudyData | None = None,
+        forecaster: Forecaster | None = None,
     ) -> None:
         self._study = study
         self._data = data
         self._predictor = predictor
         self._card = card
         self._said = said
+        self._forecaster = forecaster
         self._reasons: set[str] = set()
         self._basis = Basis.of(study.model, card.name, predictor.versions)
 
@@ -44,7 +48,31 @@ class Foresight:
         if card is None:
             return None
         environment = probe(study.python)
-        return cls(study, Predictor(environment.python, environment.versions, device=card), card, said, data)
+        predictor = Predictor(environment.python, environment.versions, device=card)
+        return cls(study, predictor, card, said, data, Forecaster(predictor))
+
+    def survey(self, points: Sequence[TrialSpec]) -> dict[TrialSpec, Prediction]:
+        """Predictions of all points that can be predicted; to be asked before the first `before`, which refits the constants.
+
+        They start a search, whose own models learn what is wrong with them: a correction on top would be learnt twice.
+        """
+        if self._forecaster is None:
+            return {}
+        self._said(f"predicting {len(points)} configurations")
+        self._forecaster.prepare([(spec, self._study.model) for spec in points], lambda done, of: None)
+        found: dict[TrialSpec, Prediction] = {}
+        for part in self._forecaster.many(points, self._study.model, self._study.memory_budget_bytes):
+            found |= {spec: answer for spec, answer in part.items() if isinstance(answer, Prediction)}
+        return found
+
+    def remedies(self, spec: TrialSpec) -> tuple[str, ...]:
+        """Single changes after which `spec` is predicted to fit the budget, least loss of training first."""
+        study = self._study
+        try:
+            found = explain(spec, self._predictor, study.memory_budget_bytes, lambda message: None, study.model)
+        except AutofitError:
+            return ()
+        return tuple(remedy.change for remedy in found.remedies)
 
     def before(self, spec: TrialSpec, history: Sequence[TrialRecord]) -> Prediction | None:
         """The prediction of `spec`, or None where there is none; each reason is said once.

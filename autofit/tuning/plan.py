@@ -50,7 +50,7 @@ class SearchRequest:
     card: str | None = None
     engine: Literal["auto", "llamafactory", "transformers"] = "auto"
     python: str | None = None
-    sampler: str = "tpe"
+    sampler: str = "guided"
     seed: int = 0
     study: str | None = None
     from_file: str | None = None

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from autofit.config.legality import training_changes
+from autofit.config.objective import rate_of_prediction
 from autofit.config.prediction import Prediction
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
@@ -21,7 +22,7 @@ from autofit.errors import AutofitError
 from autofit.predict.many import Answers, Forecaster
 from autofit.store.store import Store
 from autofit.tuning.compromise import Compromise, compromise_table
-from autofit.tuning.figures import Figures, figures, rate_of_prediction
+from autofit.tuning.figures import Figures, figures
 from autofit.tuning.front import pareto_front
 from autofit.tuning.plan import Plan
 from autofit.units import format_bytes

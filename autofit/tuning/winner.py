@@ -27,9 +27,3 @@ def ranking(study: StudyRecord, trials: Sequence[TrialRecord], legal: LegalSpace
         if trial.purpose == "search" and within_budget(trial, study) and not legal.breaches(trial.spec)
     ]
     return sorted(eligible, key=lambda trial: speed(trial, study), reverse=True)
-
-
-def nearest_miss(trials: Sequence[TrialRecord], study: StudyRecord) -> TrialRecord | None:
-    """The completed trial that exceeds the budget by the least, where none fits."""
-    peaks = [trial for trial in trials if trial.fits and not within_budget(trial, study)]
-    return min(peaks, key=lambda trial: trial.result.peak_device_bytes or 0 if trial.result else 0, default=None)

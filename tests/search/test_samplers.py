@@ -15,9 +15,10 @@ from autofit.config.result import TrialResult
 from autofit.config.space import LegalSpace, SearchSpace, enumerate_space
 from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
+from autofit.search.guide import Choice, Halt
 from autofit.search.history import decode, distributions, encode, memory_violation, to_frozen
-from autofit.search.points import cannot_fit
-from autofit.search.samplers import SAMPLERS, Context, Proposal, propose
+from autofit.search.points import cannot_fit, nearest
+from autofit.search.samplers import SAMPLERS, Context, propose
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import stub_worker
@@ -47,13 +48,13 @@ def search(sampler: str, legal: LegalSpace, trials: int, seed: int = 0, budget: 
     history: list[TrialRecord] = []
     while len(history) < trials:
         proposal = propose(sampler, Context(legal, history, budget, "samples_per_second", seed))
-        if proposal is None:
+        if isinstance(proposal, Halt):
             break
         history.append(record(len(history), proposal.spec, measured(proposal.spec, budget)))
     return history
 
 
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", sorted({*SAMPLERS} - {"guided"}))  # which may end the search sooner
 def test_every_sampler_starts_with_the_reference_and_repeats_nothing(sampler: str, legal: LegalSpace) -> None:
     history = search(sampler, legal, 12)
     assert history[0].spec == legal.reference
@@ -124,27 +125,40 @@ def test_knobs_survive_the_way_to_optuna_and_back(legal: LegalSpace) -> None:
     kinds = distributions(legal)
     assert "gradient_accumulation_steps" not in kinds  # it follows from the micro-batch
     for point in legal.points:
-        params = encode(point, legal)
+        params = encode(point, legal, kinds)
         assert all(kinds[name].to_internal_repr(value) is not None for name, value in params.items())
-        assert all(getattr(point, name) == value for name, value in decode(params, legal).items())
+        assert all(getattr(point, name) == value for name, value in decode(params, legal, kinds).items())
 
 
 def test_tpe_learns_where_the_wall_is(legal: LegalSpace) -> None:
-    """Against random, over seeds: fewer trials out of memory after the start-up, and no worse an answer."""
+    """Against random, over seeds: fewer trials out of memory after the start-up, and a better answer."""
+    budget = 165 * 1024**2  # at which a random choice runs out of memory now and then
 
     def late_ooms(history: Sequence[TrialRecord]) -> int:
         return sum(trial.out_of_memory for trial in history[6:])
 
-    tpe, blind = ([search(name, legal, 24, seed) for seed in range(6)] for name in ("tpe", "random"))
+    def best(history: Sequence[TrialRecord]) -> float:
+        asked_for = [trial for trial in history if trial.fits and not training_changes(trial.spec, legal.reference)]
+        return max(trial.result.samples_per_second or 0.0 for trial in asked_for if trial.result)
+
+    tpe, blind = ([search(name, legal, 24, seed, budget) for seed in range(4)] for name in ("tpe", "random"))
     assert statistics.mean(map(late_ooms, tpe)) < statistics.mean(map(late_ooms, blind))
+    assert statistics.mean(map(best, tpe)) > statistics.mean(map(best, blind))
+
+
+def test_what_a_model_asks_for_is_what_is_run(legal: LegalSpace) -> None:
+    """The accumulation follows from the micro-batch, so it must not pull a wanted micro-batch back to the reference's."""
+    wanted = legal.reference.model_copy(update={"micro_batch_size": 4})  # with the reference's accumulation, as decoded
+    point = nearest(wanted, legal.points, legal, distributions(legal))
+    assert point == wanted.model_copy(update={"gradient_accumulation_steps": 1})
 
 
 def test_an_unknown_sampler_is_named(legal: LegalSpace) -> None:
-    with pytest.raises(UsageError, match="no sampler 'annealing'; choose from tpe"):
+    with pytest.raises(UsageError, match="no sampler 'annealing'; choose from guided, tpe"):
         propose("annealing", Context(legal, [record(0, legal.reference, TrialResult(outcome="CRASHED"))], 1, "x", 0))
 
 
 def test_every_proposal_says_why(legal: LegalSpace) -> None:
     for sampler in SAMPLERS:
         proposal = propose(sampler, Context(legal, [], BUDGET, "samples_per_second", 0))
-        assert isinstance(proposal, Proposal) and "recommended start" in proposal.reason
+        assert isinstance(proposal, Choice) and "recommended start" in proposal.reason

@@ -57,7 +57,7 @@ def searched(tmp_path: Path, stub_python: str) -> Callable[..., tuple[Store, Cor
             def said(self, message: str) -> None:
                 said.append(message)
 
-        foresight = Foresight(plan.study, predictor, CARD, said.append)  # type: ignore[arg-type]
+        foresight = Foresight(plan.study, predictor, CARD, said.append, forecaster=predictor)  # type: ignore[arg-type]
         run_search(store, plan, runs_dir=tmp_path / "runs", stop=StopRule(trials), listener=Silent(), foresight=foresight)
         return store, predictor, said
 
@@ -68,7 +68,7 @@ def test_every_trial_has_the_prediction_that_was_made_before_it(searched: Callab
     store, _, said = searched(Corrected(scale=0.05))
     trials = store.trials("s")
     assert len(trials) > 5 and all(trial.prediction is not None for trial in trials)
-    assert said == []
+    assert said[0].startswith("predicting ")
     rows = store.query("SELECT trials, under_prediction_rate, false_refusal_rate FROM prediction_accuracy").rows
     completed = sum(trial.fits and trial.purpose == "search" for trial in trials)
     assert rows[0][0] >= completed > 0
@@ -77,7 +77,7 @@ def test_every_trial_has_the_prediction_that_was_made_before_it(searched: Callab
 def test_a_trial_that_cannot_be_predicted_runs_and_the_reason_is_said_once(searched: Callable[..., Any]) -> None:
     store, _, said = searched(Corrected(refuses=lambda spec: True))
     assert all(trial.prediction is None and trial.result for trial in store.trials("s"))
-    assert said == ["runs without a prediction: made up: cannot be modelled"]
+    assert said.count("runs without a prediction: made up: cannot be modelled") == 1
 
 
 def test_trials_of_the_same_versions_correct_the_next_prediction(searched: Callable[..., Any]) -> None:
