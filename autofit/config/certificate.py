@@ -30,11 +30,17 @@ class FileDigest(Frozen):
 
 
 class DatasetDigest(Frozen):
-    """The training data: entries of `dataset_info.json` and the files they name, in one digest."""
+    """The training data in one digest: entries of `dataset_info.json`, the files they name, the images that rows name."""
 
     name: str
     dir: str
     """Folder of `dataset_info.json`, as the export names it."""
+    media_dir: str | None = None
+    """Folder that paths of images are relative to (LLaMA-Factory `media_dir`); None: `dir`."""
+    media_files: int = 0
+    """Images, videos and sounds in the digest."""
+    unread: tuple[str, ...] = ()
+    """Data files whose rows were not looked through for images: only their own bytes count."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     reason: str | None = None
     """Why there is no digest."""

@@ -47,6 +47,9 @@ class RankResult(Frozen):
     """peak_device_bytes of each optimizer step, warm-up included."""
     step_seconds: list[float] = []
     """Seconds of each optimizer step, warm-up included; the device is synchronised at both ends."""
+    step_cpu_seconds: list[float] = []
+    """Processor seconds of this process in each optimizer step. Where the CPU is the device, less than `step_seconds` means
+    that the machine was busy with something else."""
     step_tokens: list[int] = []
     """Tokens of each optimizer step as the model computes them, padding included."""
     step_effective_tokens: list[int] = []

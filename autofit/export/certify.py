@@ -1,8 +1,10 @@
 """The certificate of an export, from the study's records alone."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from autofit.config.certificate import Certificate, Figures, FileDigest, Start
+from autofit.config.launcher_yaml import launcher_values
 from autofit.config.record import TrialRecord
 from autofit.config.space import DatasetRef
 from autofit.export.digest import dataset_digest, text_digest
@@ -26,7 +28,7 @@ def certificate(source: Source, launcher: str, start: Start, texts: Mapping[str,
         start=start,
         spec=source.spec,
         files=tuple(FileDigest(name=name, sha256=text_digest(text)) for name, text in texts.items()),
-        dataset=dataset_digest(_dataset(source)),
+        dataset=dataset_digest(_dataset(source), _media_dir(source)),
         versions=proof.versions,
         hardware=study.hardware,
         gpu_mem_bytes=study.gpu_mem_bytes,
@@ -38,6 +40,15 @@ def certificate(source: Source, launcher: str, start: Start, texts: Mapping[str,
 
 def _dataset(source: Source) -> DatasetRef | None:
     return source.dataset if source.study.space.dataset is not None else None
+
+
+def _media_dir(source: Source) -> str | None:
+    """Absolute, of the user's own file."""
+    study = source.study
+    if study.source_yaml is None:
+        return None
+    folder = launcher_values(study.source_yaml, str(study.source_path)).get("media_dir")
+    return str(Path(folder).resolve()) if folder else None
 
 
 def _figures(trial: TrialRecord, budget: int) -> Figures | None:

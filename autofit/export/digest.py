@@ -10,6 +10,7 @@ from autofit.config.base import read_yaml
 from autofit.config.certificate import DatasetDigest
 from autofit.config.space import DatasetRef
 from autofit.errors import UsageError
+from autofit.export.media import media_digest, media_named
 
 _CHUNK = 2**20
 
@@ -31,15 +32,16 @@ def file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def dataset_digest(dataset: DatasetRef | None) -> DatasetDigest:
-    """The digest over the entries of `dataset_info.json` that `dataset` names and every data file they name, in order.
-
-    Images are not part of it: their paths are, as they stand in the data. No digest, and why, where something is not here.
+def dataset_digest(dataset: DatasetRef | None, media_dir: str | None = None) -> DatasetDigest:
+    """The digest over the entries of `dataset_info.json` that `dataset` names, every data file they name, in order, and the
+    contents of every image that their rows name (`media.py` says why contents). Where something is not here none, and why.
     """
     if dataset is None:
         return DatasetDigest(name="", dir="", reason="the study names no data set")
-    described = {"name": dataset.name, "dir": dataset.dir}
+    described: dict[str, Any] = {"name": dataset.name, "dir": dataset.dir, "media_dir": media_dir}
     folder = Path(dataset.dir)
+    media: list[str] = []
+    unread: list[str] = []
     if not (folder / "dataset_info.json").is_file():
         return DatasetDigest(**described, reason=f"{folder / 'dataset_info.json'} is not here")
     try:
@@ -49,11 +51,20 @@ def dataset_digest(dataset: DatasetRef | None) -> DatasetDigest:
             digest.update(json.dumps([name, entries.get(name)], sort_keys=True).encode())
             for file in _files(name, entries.get(name), folder):
                 digest.update(f"\n{file.relative_to(folder)} {file_digest(file)}".encode())
+                if (named := media_named(entries[name], file)) is None:
+                    unread.append(str(file.relative_to(folder)))
+                else:
+                    media.extend(named)
+        if media:
+            content, described["media_files"] = media_digest(media, Path(media_dir or folder))
+            digest.update(f"\nmedia {content}".encode())
     except UsageError as error:
         return DatasetDigest(**described, reason=str(error))
     except OSError as error:
         return DatasetDigest(**described, reason=f"{error.filename} cannot be read ({error.strerror})")
-    return DatasetDigest(**described, sha256=digest.hexdigest())
+    except ValueError as error:
+        return DatasetDigest(**described, reason=f"a data file of {dataset.name} is not what its name says ({error})")
+    return DatasetDigest(**described, unread=tuple(unread), sha256=digest.hexdigest())
 
 
 def _files(name: str, entry: Any, folder: Path) -> list[Path]:

@@ -12,6 +12,9 @@ from autofit.errors import LaunchError
 from autofit.resources import worker_entry
 
 PROBE_SECONDS = 60.0
+CPU_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(8 * 2**20)}
+"""glibc's settings under which a worker trains on a CPU, as in `worker/supervisor.py`: a real run on a CPU needs them too, or
+its peak is that of another heap."""
 REQUIRED = ("torch", "transformers", "accelerate")
 
 

@@ -17,6 +17,7 @@ from autofit.errors import AutofitError, UsageError
 from autofit.export import in_folder
 from autofit.export.deepspeed import USERS_PROGRAM
 from autofit.export.llamafactory import FILE
+from autofit.launch.environment import CPU_MALLOC
 from autofit.launch.foreground import run_in_foreground
 from autofit.launch.memory_errors import memory_error
 from autofit.store.store import Store
@@ -55,7 +56,7 @@ def launch(folder: Path, python: str | None, store: Store | None, said: Callable
     recoveries: list[str] = []
     while True:
         begun = datetime.now(UTC)
-        ended = run_in_foreground(_argv(folder, certificate, python), _environment(certificate, python))
+        ended = run_in_foreground(_argv(folder, certificate, python), launch_environment(certificate, python))
         error = memory_error(ended.last_words) if ended.status and not ended.interrupted else None
         if error is None or store is None:
             if error is not None:
@@ -152,13 +153,14 @@ def _argv(folder: Path, certificate: Certificate, python: str | None) -> list[st
     return [found, *rest]
 
 
-def _environment(certificate: Certificate, python: str | None) -> dict[str, str]:
+def launch_environment(certificate: Certificate, python: str | None) -> dict[str, str]:
     """The user's own, with the launcher's variables; torchrun is found beside the interpreter."""
     beside = Path(python or certificate.python or sys.executable).parent
     env = {**os.environ, **certificate.start.environment, "PATH": f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"}
     if certificate.hardware.device == "cpu":
         env |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        env.setdefault("OMP_NUM_THREADS", "1")
+        for name, value in {"OMP_NUM_THREADS": "1", **CPU_MALLOC}.items():
+            env.setdefault(name, value)
     return env
 
 

@@ -92,7 +92,9 @@ def _dataset(certificate: Certificate, finding: _Finding) -> None:
     if then.sha256 is None:
         finding.unchecked.append(f"data set: {then.reason}")
         return
-    now = dataset_digest(DatasetRef(name=then.name, dir=then.dir))
+    now = dataset_digest(DatasetRef(name=then.name, dir=then.dir), then.media_dir)
+    if then.unread:
+        finding.unchecked.append(f"data set: images named in {', '.join(then.unread)}; only its own bytes were compared")
     if now.sha256 is None:
         finding.broken.append(f"data set: {now.reason}")
     elif now.sha256 != then.sha256:

@@ -8,6 +8,8 @@ and `time` (`time.time()` at the last write). A rank hangs when `progress` stays
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from autofit.worker.files import write_json
@@ -18,6 +20,11 @@ INTERVAL_SECONDS = 0.5
 def heartbeat_path(folder: Path, rank: int) -> Path:
     """Where a rank's heartbeat lies."""
     return folder / f"heartbeat.rank{rank}.json"
+
+
+WORK_SECONDS = 5.0
+WORK_SHARE = 0.1
+"""Of WORK_SECONDS, the processor time that counts as a sign of life."""
 
 
 class Heartbeat:
@@ -60,6 +67,31 @@ class Heartbeat:
 
         threading.Thread(target=flush_for_ever, name="heartbeat", daemon=True).start()
 
+    @contextmanager
+    def working(self, every_seconds: float = WORK_SECONDS) -> Iterator[None]:
+        """While this process or a child of it computes, that is a sign of life: tokenising a large dataset takes an hour and
+
+        tells nothing meanwhile. One that waits for what never comes uses no processor time, and still hangs.
+        """
+        over = threading.Event()
+
+        def watch() -> None:
+            before = cpu_seconds()
+            while not over.wait(every_seconds):
+                now = cpu_seconds()
+                # a child that has ended takes its time with it: the sum may fall, and is compared afresh
+                if now - before >= WORK_SHARE * every_seconds:
+                    self.beat()
+                before = now
+
+        watcher = threading.Thread(target=watch, name="working", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
     def flush(self) -> None:
         """Writes signs of life that have not been written."""
         with self._lock:
@@ -80,3 +112,19 @@ class Heartbeat:
             write_json(self._path, content, durable=False)
         except OSError:
             pass  # a full disk must not end the training: the result says what happened, the heartbeat only that it lives
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and of all that it has started and that still runs (pools that tokenise)."""
+    found: dict[int, tuple[int, int]] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            # behind the name, which may hold anything, come state and parent; time in user and system are the 12th and 13th
+            fields = (process / "stat").read_text().rpartition(")")[2].split()
+            found[int(process.name)] = (int(fields[1]), int(fields[11]) + int(fields[12]))
+        except (OSError, ValueError, IndexError):
+            continue  # it has ended meanwhile
+    ours = {os.getpid()}
+    while more := {process for process, (parent, _) in found.items() if parent in ours} - ours:
+        ours |= more
+    return sum(found[process][1] for process in ours if process in found) / os.sysconf("SC_CLK_TCK")

@@ -46,6 +46,8 @@ class Meter:
         self._phase_peaks: dict[str, int] = {}
         self._step_peaks: list[int] = []
         self._step_seconds: list[float] = []
+        self._step_cpu_seconds: list[float] = []
+        self._cpu_mark = 0.0
         self._retries: list[int] = []
         self._retries_before = 0
         self._this_step = 0
@@ -73,14 +75,15 @@ class Meter:
             self._close()
             self._this_step = 0
             self._backend.synchronise()
-            self._mark = time.perf_counter()
+            self._mark, self._cpu_mark = time.perf_counter(), time.process_time()
 
     def step_ends(self) -> None:
         """An optimizer step is done."""
         self._backend.synchronise()
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         self._step_seconds.append(now - (self._mark if self._mark is not None else now))
-        self._mark = now
+        self._step_cpu_seconds.append(cpu - (self._cpu_mark if self._mark is not None else cpu))
+        self._mark, self._cpu_mark = now, cpu
         self._close()
         self._step_peaks.append(self._this_step)
         self._this_step = 0
@@ -104,6 +107,7 @@ class Meter:
         report.phase_peak_bytes = dict(self._phase_peaks)
         report.step_peak_bytes = list(self._step_peaks)
         report.step_seconds = list(self._step_seconds)
+        report.step_cpu_seconds = list(self._step_cpu_seconds)
         report.step_alloc_retries = list(self._retries)
         report.peak_device_bytes = max(self._phase_peaks.values()) or None  # ended before it took anything: not measured
         self._backend.fill(report)

@@ -26,6 +26,7 @@ class RankReport:
     phase_peak_bytes: dict[str, int] = field(default_factory=dict)
     step_peak_bytes: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
+    step_cpu_seconds: list[float] = field(default_factory=list)
     step_tokens: list[int] = field(default_factory=list)
     step_effective_tokens: list[int] = field(default_factory=list)
     step_batch_tokens: list[int] = field(default_factory=list)

@@ -15,8 +15,15 @@ from typing import Any
 import pytest
 from engine_runs import LLAMAFACTORY, PYTHON, ROOT, Run, execute, run_spec
 
+from autofit.config.model import ModelRef, resolve_model
 from autofit.config.result import TrialResult
+from autofit.config.space import DatasetRef, SearchSpace
+from autofit.config.trial import Images, TrialSpec
+from autofit.launch.environment import probe
 from autofit.launch.local import Limits
+from autofit.predict.predictor import Predictor
+from autofit.tuning.batches import Batches
+from autofit.tuning.data import read_data
 from autofit.tuning.growth import judge
 
 pytest.importorskip("deepspeed")
@@ -126,6 +133,29 @@ def test_one_long_sample_among_a_thousand_is_found(trial: Run, tiny: Path, tmp_p
     budget = by_chance.peak_device_bytes + 16 * MIB
     result = trial("llamafactory", budget=budget, **knobs)
     assert (result.outcome, result.losses) == ("OOM", [])
+    found = worst_of(tiny / "tiny-llama", data, **{name: value for name, value in knobs.items() if name != "data"})
+    assert 900 in found
+    result = trial("llamafactory", budget=budget, worst_batch=found, **knobs)
+    assert (result.outcome, result.losses) == ("OOM", [])
+
+
+def worst_of(model: Path, data: Path, **knobs: Any) -> tuple[int, ...]:
+    """The batch that a search over these data would order, from the profile that LLaMA-Factory's own code makes."""
+    ref = ModelRef(path=str(model))
+    space = SearchSpace(
+        name="t",
+        model=ref,
+        dataset=DatasetRef(name="tiny_text", dir=str(data), template="qwen"),
+        knobs={"micro_batch_size": [1]},
+        reference={"micro_batch_size": 1},
+    )
+    environment = probe(str(LLAMAFACTORY))
+    study, why = read_data(space, resolve_model(ref), environment, cache=data / "profiles")
+    assert study is not None, why
+    batches = Batches(study, resolve_model(ref), Predictor(environment.python, environment.versions), seed=0)
+    places = batches.choose(TrialSpec(model=ref, images=Images(per_sample=0), **knobs), 2).worst_places
+    assert places is not None
+    return places
 
 
 def test_a_save_out_of_memory_is_told_and_the_seed_gives_the_same_losses(trial: Run, engine: str) -> None:

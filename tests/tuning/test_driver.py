@@ -1,5 +1,7 @@
 """The driver with a stub worker: what it stores, how it stops, how it goes on. Every trial is a real process."""
 
+import json
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -112,6 +114,24 @@ def test_a_winner_whose_memory_grows_is_passed_over_with_a_date(
     assert confirmed and {result.outcome for result in confirmed} == {"GROWTH"}
     assert all(result.crossing_step and "is crossed at step" in str(result.message) for result in confirmed)
     assert any(trial.fits for trial in report.trials)
+
+
+def test_a_full_disk_is_said_and_the_search_goes_on_without_a_checkpoint(
+    store: Store,
+    go: Callable[..., SearchReport],
+    request_for: Callable[..., SearchRequest],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    room = shutil.disk_usage("/")
+    for free, saves in ((100, False), (10_000, True)):  # the stub's model has 10 parameters: 160 bytes
+        monkeypatch.setattr("autofit.tuning.driver.shutil.disk_usage", lambda _, free=free: room._replace(free=free))
+        watcher = Watcher()
+        report = go(plan_study(request_for(study=f"s{free}")), trials=3, listener=watcher)
+        assert report.winner is not None and report.confirmed_by is not None
+        measure = json.loads((Path(report.confirmed_by.run_dir) / "spec.json").read_text())["measure"]
+        assert (measure["save"], measure["resume"], measure["evaluate"]) == (saves, saves, True)
+        said = [line for line in watcher.messages if "no room for a checkpoint" in line and str(report.study.name) in line]
+        assert bool(said) is not saves, watcher.messages
 
 
 def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(

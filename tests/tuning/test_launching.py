@@ -245,6 +245,13 @@ def test_the_order_of_what_is_safer(here: Path, stub_python: str) -> None:
     )
 
 
+def test_a_real_run_on_a_cpu_has_the_heap_of_the_trials() -> None:
+    from autofit.launch.environment import CPU_MALLOC
+    from autofit.worker import supervisor
+
+    assert CPU_MALLOC == supervisor.CPU_MALLOC
+
+
 def test_the_phrases_are_the_workers() -> None:
     from autofit.worker import outcomes
 

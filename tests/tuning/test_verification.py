@@ -13,8 +13,10 @@ from llamafactory_files import lay_out
 
 from autofit.config.record import TrialRecord
 from autofit.config.result import TrialResult
+from autofit.config.space import DatasetRef
 from autofit.errors import UsageError
 from autofit.export import EXPORTERS, export
+from autofit.export.digest import dataset_digest
 from autofit.tuning.plan import SearchRequest, plan_study
 from autofit.tuning.verification import Verdict, read_certificate, verify
 
@@ -80,6 +82,51 @@ def test_another_transformers(exported: Path, stub_python: str) -> None:
     other.chmod(0o755)
     assert look(exported, python=str(other)).broken == ("versions: transformers is 9.9 here, was stub",)
     assert look(exported, python="/no/such/python").broken == ("versions: --python /no/such/python: no such interpreter",)
+
+
+def test_another_image(exported: Path, stub_python: str) -> None:
+    """Drawn anew with the same number of bytes; and a copy of the data with other times of change, which still holds."""
+    data = exported.parent / "data"
+    info = json.loads((data / "dataset_info.json").read_text())
+    info["tiny_text"]["columns"] = {"images": "pictures"}
+    (data / "dataset_info.json").write_text(json.dumps(info))
+    (data / "t.json").write_text(json.dumps([{"pictures": ["a.png"]}, {"pictures": ["b.png", "gone.png"]}]))
+    for name in ("a.png", "b.png"):
+        (data / name).write_bytes(name.encode())
+    write(exported, stub_python)
+    assert look(exported) == Verdict((), ()) and read_certificate(exported).dataset.media_files == 3
+    (data / "b.png").touch()
+    assert look(exported).holds
+    (data / "b.png").write_bytes(b"B.png")
+    assert look(exported).broken == (f"data set: tiny_text in {data} has changed",)
+    (data / "b.png").write_bytes(b"b.png")
+    assert look(exported).holds
+    (data / "gone.png").write_bytes(b"here")
+    assert not look(exported).holds
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.jsonl", '{"pictures": "a.png"}\n\n{"pictures": null}\n'),
+        ("t.csv", 'text,pictures\nx,"[""a.png""]"\n'),
+        ("t.json", '{"pictures": [["a.png"]]}\n{"pictures": []}\n'),
+    ],
+)
+def test_images_in_every_form_of_rows(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"d": {"file_name": name, "columns": {"images": "pictures"}}}))
+    (tmp_path / name).write_text(text)
+    (tmp_path / "a.png").write_bytes(b"1")
+    before = dataset_digest(DatasetRef(name="d", dir=str(tmp_path)))
+    (tmp_path / "a.png").write_bytes(b"2")
+    after = dataset_digest(DatasetRef(name="d", dir=str(tmp_path)))
+    assert before.media_files == after.media_files == 1 and before.sha256 != after.sha256
+
+
+def test_rows_that_are_not_looked_through_are_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"d": {"file_name": "t.parquet", "columns": {"images": "i"}}}))
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    assert dataset_digest(DatasetRef(name="d", dir=str(tmp_path))).unread == ("t.parquet",)
 
 
 def test_another_row_of_data(exported: Path) -> None:

@@ -1,6 +1,8 @@
 """The heartbeat is throttled but never misses the way into or out of a long phase."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -52,6 +54,21 @@ def test_the_last_sign_of_life_is_seen_though_no_other_follows(tmp_path: Path, m
         assert time.monotonic() < end, "never written"
         time.sleep(0.01)
     assert content(tmp_path)["phase"] == "backward"
+
+
+def test_computing_without_a_word_is_a_sign_of_life_and_waiting_is_none(tmp_path: Path) -> None:
+    """Tokenising for an hour, in this process or in a pool; and a deadlock."""
+    beats = Heartbeat(tmp_path, 0)
+    beats.beat("data")
+
+    def progress(code: str) -> int:
+        before = beats._progress
+        with beats.working(every_seconds=0.5):
+            subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        return beats._progress - before
+
+    assert progress("import time; time.sleep(2.5)") <= 1  # the interpreter's own start
+    assert progress("import time\nwhile time.process_time() < 2.0: pass") >= 2
 
 
 def test_a_lost_folder_does_not_end_the_training(tmp_path: Path) -> None:

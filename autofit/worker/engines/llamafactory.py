@@ -107,7 +107,8 @@ def _instrumented(order: Order, report: RankReport, heartbeat: Heartbeat, meter:
     def read_data(*arguments: Any, **named: Any) -> Any:
         started = time.perf_counter()
         heartbeat.beat("data")
-        module = guarded(get_dataset, *arguments, **named)
+        with heartbeat.working():
+            module = guarded(get_dataset, *arguments, **named)
         report.timings["data"] = time.perf_counter() - started
         return module
 
