@@ -114,7 +114,7 @@ def again(spec_file: Path, folder: Path) -> Iterator[Path]:
     measure = spec.measure.model_copy(update={"evaluate": False, "save": False, "resume": False})
     (folder / "spec.json").write_text(spec.model_copy(update={"measure": measure}).model_dump_json())
     env = worker_variables(str(PYTHON), spec.trial, "cpu", [])
-    command = [PYTHON, worker_entry(), "run", folder / "spec.json"]
+    command = [str(PYTHON), str(worker_entry()), "run", str(folder / "spec.json")]
     with (folder / "log").open("w") as log, subprocess.Popen(command, env=env, cwd=folder, stdout=log, stderr=log) as process:
         yield folder / "result.json"
         process.wait()

@@ -58,7 +58,7 @@ def _watch(workflow: Any) -> None:
         meter.start(None)
         return load(*arguments, **named)
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             meter.enter("step")
             meter.step_begins()
