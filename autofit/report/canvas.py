@@ -5,6 +5,7 @@ variable, so that light and dark are the page's affair, and a mark with a `gid` 
 """
 
 import io
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,10 +89,11 @@ def svg_element(draw: Draw, size: Size, label: str, *, name: str = "", links: Ma
     for metadata in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(metadata)
     del root.attrib["width"], root.attrib["height"]
-    root.set("role", "group" if links else "img")
-    root.set("aria-label", label)
     if links:
         _link(root, links)
+    _drop_names(root, text)
+    root.set("role", "group" if links else "img")
+    root.set("aria-label", label)
     return ET.tostring(root, encoding="unicode")
 
 
@@ -103,6 +105,13 @@ def _link(parent: ET.Element, links: Mapping[str, Link]) -> None:
             continue
         anchor = ET.Element(f"{{{_SVG}}}a", {"href": link.href, "aria-label": link.title})
         ET.SubElement(anchor, f"{{{_SVG}}}title").text = link.title
-        del child.attrib["id"]  # the same mark stands in the wide and in the narrow picture
         anchor.append(child)
         parent[place] = anchor
+
+
+def _drop_names(root: ET.Element, text: str) -> None:
+    """Takes away identifiers that nothing refers to: matplotlib names every group, and alike in each picture of a page."""
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
+    for element in root.iter():
+        if element.get("id") not in used:
+            element.attrib.pop("id", None)

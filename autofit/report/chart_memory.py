@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from autofit.config.record import TrialRecord
 from autofit.report import words
-from autofit.report.canvas import ACCENT, GROUND, INK, MUTED, OVER
-from autofit.report.charts import FAR, Chart, is_narrow, style, unit_of
+from autofit.report.canvas import ACCENT, INK, MUTED, OVER
+from autofit.report.charts import FAR, Chart, style, unit_of
 from autofit.tuning.findings import Findings
 from autofit.units import format_bytes
 
@@ -79,23 +79,23 @@ def _colour(term: str) -> str:
     return words.TERMS[term][1] if term in words.TERMS else MUTED
 
 
+def _label(bar: Bar) -> str:
+    return f"{bar.name}  {format_bytes(bar.size)}"
+
+
 def _draw(bars: list[Bar], budget: int, figure: "Figure") -> None:
     width, height = figure.get_size_inches()
     highest = max(bar.size for bar in bars)
     unit, name = unit_of(highest)
     shown_budget = budget <= FAR * highest
-    top = max(highest, budget if shown_budget else 0) * (1.3 if is_narrow(figure) else 1.14)
-    left = 1.75 if any(len(bar.name) > 14 for bar in bars) else 0.95
+    top = max(highest, budget if shown_budget else 0) * 1.04
+    left = 0.35 + 0.067 * max(len(_label(bar)) for bar in bars)
     axes = figure.add_axes((left / width, 0.5 / height, 1 - (left + 0.12) / width, 1 - 0.78 / height))
     style(axes)
     axes.grid(visible=False)
     for place, bar in enumerate(bars):
         axes.barh(place, bar.size / unit, height=0.58, color=bar.colour, alpha=0.55 if bar.faint else 1, zorder=2)
-        axes.annotate(
-            format_bytes(bar.size), (bar.size / unit, place), xytext=(5, 0), textcoords="offset points", va="center",
-            fontsize=8.5, color=INK, zorder=5, bbox={"facecolor": GROUND, "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
-        )  # fmt: skip
-    axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
+    axes.set_yticks(range(len(bars)), [_label(bar) for bar in bars])
     axes.tick_params(axis="y", colors=INK)
     axes.invert_yaxis()
     axes.set_xlim(0, top / unit)

@@ -20,16 +20,15 @@ from autofit.units import format_bytes
 Row = Mapping[str, Any]
 """A trial as `autofit trials --json` prints it."""
 NOTHING = "–"
-_COLUMNS = {
-    "peak": "peak_device_bytes",
+_LEADING = {"samples/s": "samples_per_second", "peak": "peak_device_bytes"}
+_LEADING_PREDICTED = {"predicted samples/s": "predicted_samples_per_second", "predicted peak": "predicted_peak_bytes"}
+_FURTHER = {
     "to budget": "margin_bytes",
     "step": "step_time_seconds",
-    "samples/s": "samples_per_second",
     "tokens/s": "tokens_per_second",
     "predicted peak": "predicted_peak_bytes",
-    "predicted samples/s": "predicted_samples_per_second",
 }
-"""Heading -> column of the table of all trials."""
+"""Heading -> column of the table of all trials: before the configuration, and after it where any trial has a value."""
 
 
 def study_page(findings: Findings, rows: Sequence[Row], charts: Sequence[Chart]) -> str:
@@ -39,7 +38,6 @@ def study_page(findings: Findings, rows: Sequence[Row], charts: Sequence[Chart])
         rows: the study's trials as `autofit trials --json` prints them.
     """
     by_number = {row["trial_number"]: row for row in rows}
-    shown = {name: column for name, column in _COLUMNS.items() if any(row[column] is not None for row in rows)}
     study = findings.study
     figures = {chart.name: _figure(chart) for chart in charts}
     sections = [
@@ -56,7 +54,7 @@ def study_page(findings: Findings, rows: Sequence[Row], charts: Sequence[Chart])
             "Predicted against measured",
             figures.get("predicted-against-measured") or _none("No trial was both predicted and measured."),
         ),
-        ("trials", "All trials", _trials(findings, rows, shown)),
+        ("trials", "All trials", _trials(findings, rows)),
         ("take-it", "Take it along", _commands(findings)),
         ("study", "The study", _facts(study_words.facts(findings))),
     ]
@@ -99,9 +97,9 @@ def _headline(findings: Findings, by_number: Mapping[int, Row]) -> str:
     tiles = [
         ("speed", _data(row, "predicted_samples_per_second" if predicted else "samples_per_second"), "samples/s"),
         (
-            f"peak of {format_bytes(study.memory_budget_bytes)}",
+            f"peak, of {format_bytes(study.memory_budget_bytes)} granted",
             _data(row, "predicted_peak_bytes" if predicted else "peak_device_bytes"),
-            "a device",
+            "",
         ),
         ("optimizer step", _data(row, "predicted_step_time_seconds" if predicted else "step_time_seconds"), ""),
         *((name, escape(value), unit) for name, value, unit in study_words.derived_tiles(findings)),
@@ -113,7 +111,7 @@ def _headline(findings: Findings, by_number: Mapping[int, Row]) -> str:
     why = "".join(f"<li>{escape(line)}</li>" for line in study_words.why(findings))
     return (
         f"<h1>{escape(study_words.headline(findings))}</h1>"
-        f'<p class="configuration">{escape(study_words.configuration(winner.spec))}'
+        f'<p class="configuration">{escape(study_words.configuration(findings, winner.spec))}'
         f' <a href="#trial-{winner.trial_number}">Trial {winner.trial_number}</a>, {findings.evidence}.</p>'
         f'<dl class="tiles">{cells}</dl><ul class="why">{why}</ul>'
     )
@@ -185,25 +183,30 @@ def _compromise(row: Compromise, by_number: Mapping[int, Row], *, with_share: bo
     return f'<tr><th scope="row">{escape("; ".join(row.changes))}{along}{verdict}</th>{_cells(cells)}</tr>'
 
 
-def _trials(findings: Findings, rows: Sequence[Row], shown: Mapping[str, str]) -> str:
+def _trials(findings: Findings, rows: Sequence[Row]) -> str:
+    leading = _LEADING_PREDICTED if findings.evidence == "predicted" else _LEADING
+    known = {name: column for name, column in _FURTHER.items() if any(row[column] is not None for row in rows)}
+    further = {name: column for name, column in known.items() if name not in leading}
     specs = {trial.trial_number: trial.spec for trial in findings.trials}
     winner = findings.winner.trial_number if findings.winner else None
     ordered = sorted(rows, key=lambda row: (_speed(row) is None, -(_speed(row) or 0.0), row["trial_number"]))
     front = {one.trial_number for one in findings.front}
+    with_reason = len({row["reason"] for row in rows}) > 1
     lines = []
     for row in ordered:
         number = row["trial_number"]
         marks = ["winner"] * (number == winner) + ["front"] * (number in front)
         notes = "".join(f' <span class="mark {mark}">{mark}</span>' for mark in marks)
-        told = f'{escape(describe(specs[number]))}{notes}<span class="reason">{escape(row["reason"])}</span>'
+        reason = f'<span class="reason">{escape(row["reason"])}</span>' if with_reason else ""
+        told = f"{escape(describe(specs[number]))}{notes}{reason}"
         outcome = study_words.outcome(row)
         state = "over" if row["outcome"] in {"OOM", "HOST_OOM", "GROWTH", "THRASH"} else "ended"
-        cells = "".join(f'<td class="figure">{_data(row, column)}</td>' for column in shown.values())
+        before, after = (_cells(_data(row, column) for column in columns.values()) for columns in (leading, further))
         lines.append(
             f'<tr id="trial-{number}"><th scope="row">{number}</th><td class="{state}">{escape(outcome)}</td>'
-            f'<td class="told">{told}</td>{cells}</tr>'
+            f'{before}<td class="told">{told}</td>{after}</tr>'
         )
-    return _table("trial-table", ["trial", "outcome", "configuration", *shown], lines)
+    return _table("trial-table", ["trial", "outcome", *leading, "configuration", *further], lines)
 
 
 def _speed(row: Row) -> float | None:

@@ -52,7 +52,7 @@ th:last-child, td:last-child { padding-right: .25rem; }
 thead th { color: var(--muted); font-size: .8125rem; white-space: nowrap; }
 tbody th { font-variant-numeric: tabular-nums; }
 .figure { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-#compromise-table thead th:not(:first-child), #trial-table thead th:nth-child(n+4) { text-align: right; }
+#compromise-table thead th:not(:first-child), #trial-table thead th:nth-child(n+3):not(:nth-child(5)) { text-align: right; }
 #compromise-table th:first-child { min-width: 15rem; }
 .group th { padding-top: 1.1rem; font-weight: 620; }
 .along, .reason { color: var(--muted); }
@@ -60,7 +60,7 @@ tbody th { font-variant-numeric: tabular-nums; }
 .told { min-width: 19rem; }
 .over { color: var(--over); font-weight: 400; }
 .evidence { white-space: nowrap; }
-.evidence.predicted { color: var(--trade); }
+.evidence.predicted { color: var(--muted); font-style: italic; }
 .mark { display: inline-block; padding: 0 .4rem; border: 1px solid currentColor; border-radius: 1rem; font-size: .6875rem;
   line-height: 1.35; vertical-align: .08em; }
 .mark.winner { color: var(--within); }
@@ -70,7 +70,7 @@ tr:target > th:first-child { box-shadow: inset 3px 0 0 var(--accent); }
 tr[id] { scroll-margin-top: 4rem; }
 tr[id] > th:first-child { padding-left: .6rem; }
 pre { margin: .35rem 0 1rem; padding: .7rem .9rem; overflow-x: auto; background: var(--raised); border: 1px solid var(--line);
-  border-radius: 6px; font-size: .875rem; line-height: 1.45; }
+  border-radius: 6px; font-size: .875rem; line-height: 1.45; white-space: pre-wrap; overflow-wrap: anywhere; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; font-size: .93em; }
 ol { padding-left: 1.2rem; margin: 0; }
 .facts { margin: 0; font-size: .875rem; }
@@ -85,7 +85,8 @@ footer p { margin: 0; max-width: 78ch; }
   body { padding: 1.25rem 1rem 2rem; font-size: 15px; }
   .wide { display: none; } .narrow { display: block; }
   .tiles { grid-template-columns: 1fr 1fr; } .tile { padding: .7rem .8rem; } .tile dd { font-size: 1.25rem; }
-  .facts div { grid-template-columns: 1fr; }
+  .facts div { grid-template-columns: 1fr; } .told { min-width: 13rem; } #compromise-table th:first-child { min-width: 11rem; }
+  th, td { padding-right: .8rem; }
   section { margin-top: 2.2rem; }
 }
 @media print {

@@ -25,10 +25,18 @@ def headline(findings: Findings) -> str:
     return f"{ratio:.2f}× the reference within {budget} a device"
 
 
-def configuration(spec: TrialSpec) -> str:
+def configuration(findings: Findings, spec: TrialSpec) -> str:
     """The winner's knobs as a sentence."""
-    text = words.knobs(spec)
+    text = knobs(findings, spec)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def knobs(findings: Findings, spec: TrialSpec) -> str:
+    """The knobs in a line; on a CPU the ranks are processes."""
+    text = words.knobs(spec)
+    return (
+        text.replace(f"{spec.num_gpus} GPUs", f"{spec.num_gpus} processes") if findings.study.hardware.device == "cpu" else text
+    )
 
 
 def derived_tiles(findings: Findings) -> list[tuple[str, str, str]]:
@@ -116,7 +124,7 @@ def facts(findings: Findings) -> dict[str, str]:
         "objective": space.objective,
         "constraints": space.quality.words or "none beyond the reference's training",
         "data": space.dataset.name if space.dataset else "synthetic samples",
-        "reference": words.knobs(findings.legal.reference),
+        "reference": knobs(findings, findings.legal.reference),
         "legal configurations": f"{len(findings.legal.points):,}",
         "trials": f"{len(searched)} searched, {failed} out of memory, {others} confirmed or launched",
         "sampler": f"{study.sampler}, seed {study.seed}",
@@ -156,7 +164,7 @@ def figure(column: str, value: float) -> str:
         return format_bytes(value)
     if column.endswith("_seconds"):
         return format_seconds(value)
-    return f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def signed_bytes(value: int | None) -> str:
