@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from store_records import NOON, completed, out_of_memory, prediction, study_record, trial_record
 
+from autofit.config.result import TrialResult
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.report import study_words
@@ -88,12 +89,13 @@ def check_figures(page: Page, rows: list[dict[str, Any]]) -> None:
         assert json.loads(figure["value"]) == value
         assert figure["text"] == study_words.figure(figure["data-column"], value)
     assert {f"trial-{number}" for number in held} <= set(page.ids)
-    for column in ("samples_per_second", "peak_device_bytes", "predicted_peak_bytes"):
+    columns = ["predicted_samples_per_second", "predicted_peak_bytes"]
+    if any(row["samples_per_second"] is not None for row in rows):
+        columns = ["samples_per_second", "peak_device_bytes", "margin_bytes", "step_time_seconds", "predicted_peak_bytes"]
+    for column in columns:
         expected = {number for number, row in held.items() if row[column] is not None}
         shown = [f for f in page.figures if f["section"] == "trials" and f["data-column"] == column]
-        assert {int(figure["data-trial"]) for figure in shown} == (expected if shown else set())
-    measured = [row for row in rows if row["samples_per_second"] is not None]
-    assert not measured or any(figure["data-column"] == "samples_per_second" for figure in page.figures)
+        assert {int(figure["data-trial"]) for figure in shown} == expected
 
 
 def test_the_page_of_a_search_shows_what_trials_holds(autofit: Run, stub_python: str, tmp_path: Path) -> None:
@@ -204,6 +206,32 @@ def test_measured_predicted_and_emulated_are_told_apart(store: Store, tmp_path: 
     assert "OVER BUDGET" in text and "OOM in backward" in text
 
 
+def test_a_study_that_only_predicts_says_so_everywhere(store: Store, tmp_path: Path) -> None:
+    record = study_record()
+    store.create_study(record.model_copy(update={"hardware": record.hardware.model_copy(update={"device": "none"})}))
+    spec = TrialSpec(model=record.space.model, zero_stage=3)
+    said = [
+        (spec.model_copy(update={"zero_stage": 0}), prediction(50.0, 52.0, samples_per_second=3.0), "PREDICTED"),
+        (spec, prediction(40.0, 42.0, samples_per_second=2.0), "PREDICTED"),
+        (spec.model_copy(update={"zero_stage": 0, "micro_batch_size": 8}), prediction(70.0, 80.0, fits=False), "SKIPPED"),
+    ]
+    trials = [
+        trial_record(n, spec=each, prediction=told, finished_at=NOON + timedelta(hours=1), result=TrialResult(outcome=outcome))
+        for n, (each, told, outcome) in enumerate(said)
+    ]
+    store.add_trials("first", trials)
+    store.set_study_status("first", "FINISHED", 0)
+    text = page_of(store, tmp_path)
+    page = Page(text)
+    check_alone(text, page)
+    with store.reader() as reader:
+        check_figures(page, reader.trial_rows("first").as_dicts())
+    assert {figure["data-column"].split("_")[0] for figure in page.figures} == {"predicted"}
+    assert "Predicted fastest within 72.00 GiB" in text and "In this study nothing was run" in text
+    assert 'class="evidence predicted"' in text and 'class="evidence measured"' not in text
+    assert "Confirmed" not in text and "The winner&#x27;s memory" in text and "weights  40.00 GiB" in text
+
+
 def test_pictures_are_drawn_from_the_findings(store: Store) -> None:
     fill(store)
     findings = findings_of(store)
@@ -227,6 +255,8 @@ def test_what_people_wrote_is_text_and_never_markup(store: Store, tmp_path: Path
     store.create_study(study_record(name, space={"name": "<b>"}))
     store.start_trial(trial_record(0, name, reason='<img src=x onerror="alert(1)">'))
     store.finish_trial(name, 0, NOON + timedelta(minutes=1), completed())
+    store.start_trial(trial_record(1, name, reason="another"))
+    store.finish_trial(name, 1, NOON + timedelta(minutes=2), completed())
     store.set_study_status(name, "FINISHED", 0)
     text = page_of(store, tmp_path, name)
     page = Page(text)
