@@ -84,6 +84,12 @@ def _export() -> Implementation:
     return export
 
 
+def _report() -> Implementation:
+    from autofit.cli.report import report
+
+    return report
+
+
 def _launch() -> Implementation:
     from autofit.cli.launch import launch
 
@@ -118,6 +124,7 @@ COMMANDS: dict[str, Command] = {
     "studies": Command("List the studies, with their best.", _studies),
     "query": Command("Ask the database in SQL, read-only.", _query),
     "export": Command("Write the files that a launcher runs.", _export),
+    "report": Command("Write a study's findings as one HTML page.", _report),
     "launch": Command("Run the launcher on what was exported.", _launch),
     "verify": Command("Say whether an export's certificate still holds here.", _verify),
     "db": Command("The database's schema: its revision, and its upgrade.", _db),

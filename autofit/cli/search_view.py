@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from autofit.cli import findings_view, output
+from autofit.config.brief import describe
 from autofit.config.quality import Quality
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
-from autofit.config.trial import TrialSpec
 from autofit.launch.local import Heartbeat
 from autofit.tuning.plan import Plan
 from autofit.tuning.winner import speed, within_budget
@@ -108,29 +108,6 @@ class ProgressListener:
         by_trials = mean * ((self._stop.trials or 0) - trial.trial_number) if self._stop.trials else float("inf")
         by_time = self._stop.seconds - (time.monotonic() - self._begun) if self._stop.seconds else float("inf")
         return format_seconds(max(0.0, min(by_trials, by_time)))
-
-
-def describe(spec: TrialSpec) -> str:
-    """A configuration in a few words."""
-    parts = [
-        spec.method,
-        f"zero{spec.zero_stage}" + ("+offload" if spec.offload_optimizer else ""),
-        f"micro {spec.micro_batch_size} x acc {spec.gradient_accumulation_steps}",
-        f"cutoff {spec.cutoff_len}",
-        "ckpt" if spec.gradient_checkpointing else "no ckpt",
-    ]
-    frozen = [
-        name
-        for name, flag in (
-            ("tower", spec.freeze_vision_tower),
-            ("projector", spec.freeze_multi_modal_projector),
-            ("llm", spec.freeze_language_model),
-        )
-        if flag
-    ]
-    if frozen and spec.images.per_sample:
-        parts.append(f"frozen {'+'.join(frozen)}")
-    return ", ".join(parts)
 
 
 def show(report: "SearchReport") -> None:

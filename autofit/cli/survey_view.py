@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from autofit.cli import findings_view, output, search_view
+from autofit.config.brief import describe
 from autofit.config.quality import Quality
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.errors import AutofitError
@@ -65,7 +66,7 @@ def show(report: SurveyReport) -> None:
             f"{setting.speedup:.2f}x" if setting.speedup is not None else output.NOTHING,
             format_bytes(setting.best.prediction.peak_device_bytes) if setting.best.prediction else output.NOTHING,
             format_bytes(setting.best.prediction.peak_device_bytes_high) if setting.best.prediction else output.NOTHING,
-            search_view.describe(setting.best.spec),
+            describe(setting.best.spec),
             "; ".join(setting.changes) or "same",
         ]
         for setting in report.settings
@@ -78,7 +79,7 @@ def show(report: SurveyReport) -> None:
     if report.winner is None or report.winner.prediction is None:
         return
     winner = report.winner
-    output.print_section(f"predicted winner: trial {winner.trial_number}: {search_view.describe(winner.spec)}", _why(report))
+    output.print_section(f"predicted winner: trial {winner.trial_number}: {describe(winner.spec)}", _why(report))
     findings_view.print_compromises(report.compromises)
     findings_view.print_front(report.front)
     output.print_section("assumed", report.winner.prediction.assumptions)

@@ -35,7 +35,6 @@ def page(step: "Step", svg: str) -> str:
         svg: of `picture.svg`.
     """
     title = escape(words.title(step.model))
-    label = escape(f"{words.title(step.model)}. {words.peak_label(step.timeline)}.", quote=True)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -45,7 +44,7 @@ def page(step: "Step", svg: str) -> str:
 <style>{_STYLE}</style>
 </head>
 <body>
-<div class="picture">{svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)}</div>
+<div class="picture">{svg}</div>
 <div class="tables">
 {_terms(step)}
 {_phases(step)}

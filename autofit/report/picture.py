@@ -3,7 +3,6 @@
 PNG and SVG stand alone on a light ground; the SVG inside a page takes the page's colours.
 """
 
-import io
 import os
 import textwrap
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
 from autofit.predict.timeline import Segment, Timeline
 from autofit.report import words
+from autofit.report.canvas import GROUND, INK, MUTED, OVER, WITHIN, rendered, svg_element
 from autofit.units import GIB, format_bytes
 
 if TYPE_CHECKING:
@@ -31,17 +31,9 @@ _BINS = 500
 """Each two pixels wide, so that a spike of one event keeps its colours."""
 _FAR = 3.0
 """A budget of more than this many times the peak is named, not drawn: the stack would be a line at the bottom."""
-_INK, _MUTED, _GROUND = "#1f2328", "#6e7781", "#fffffe"
-_OVER, _WITHIN = "#cf222e", "#1a7f37"
-_PLATE = {"facecolor": _GROUND, "edgecolor": "none", "alpha": 0.78, "pad": 1.2}
+_PLATE = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.78, "pad": 1.2}
 """Under words that stand over the stack."""
-_SETTINGS = {
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "autofit",
-    "hatch.linewidth": 0.6,
-}
+_SIZE = (12.5, 6.4)
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ def write(step: Step, path: Path) -> None:
 
         data = page(step, svg(step)).encode()
     else:
-        data = _drawn(step, suffix[1:])
+        data = rendered(lambda figure: draw(step, figure), _SIZE, suffix[1:])
     try:
         path.write_bytes(data)
     except OSError as error:
@@ -94,26 +86,8 @@ def write(step: Step, path: Path) -> None:
 
 def svg(step: Step) -> str:
     """The picture as an `<svg>` element without a ground, whose text and lines take the colours of the page around it."""
-    text = _drawn(step, "svg", transparent=True).decode()
-    text = text[text.index("<svg") :]
-    for colour, name in {_INK: "ink", _MUTED: "muted", _GROUND: "ground", _OVER: "over", _WITHIN: "within"}.items():
-        text = text.replace(colour, f"var(--{name})")
-    return text
-
-
-def _drawn(step: Step, kind: str, transparent: bool = False) -> bytes:
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(12.5, 6.4), dpi=130)
-        (FigureCanvasSVG if kind == "svg" else FigureCanvasAgg)(figure)
-        draw(step, figure)
-        target = io.BytesIO()
-        figure.savefig(target, format=kind, transparent=transparent, metadata={"Date": None} if kind == "svg" else None)
-    return target.getvalue()
+    label = f"{words.title(step.model)}. {words.peak_label(step.timeline)}."
+    return svg_element(lambda figure: draw(step, figure), _SIZE, label)
 
 
 def draw(step: Step, figure: "Figure") -> None:
@@ -172,7 +146,7 @@ def _draw_stack(timeline: Timeline, axes: "Axes", unit: int) -> None:
     places, use = curve(timeline)
     colours = [words.TERMS[name][1] for name in words.stacked(timeline)]
     axes.stackplot(places, use.T / unit, colors=colours, step="post", linewidth=0, zorder=2)
-    axes.step(places, use.sum(axis=1) / unit, where="post", color=_INK, linewidth=0.6, zorder=3)
+    axes.step(places, use.sum(axis=1) / unit, where="post", color=INK, linewidth=0.6, zorder=3)
 
 
 def _draw_phases(timeline: Timeline, axes: "Axes", borders: npt.NDArray[np.float64]) -> None:
@@ -180,18 +154,18 @@ def _draw_phases(timeline: Timeline, axes: "Axes", borders: npt.NDArray[np.float
     for number, segment in enumerate(timeline.segments):
         left, right = borders[number], borders[number + 1]
         if number % 2:
-            axes.axvspan(left, right, color=_MUTED, alpha=0.10, linewidth=0, zorder=0)
-        axes.axvline(left, color=_MUTED, linewidth=0.5, alpha=0.6, zorder=1)
+            axes.axvspan(left, right, color=MUTED, alpha=0.10, linewidth=0, zorder=0)
+        axes.axvline(left, color=MUTED, linewidth=0.5, alpha=0.6, zorder=1)
         label = words.phase_label(segment.phase)
-        axes.text((left + right) / 2, 1.012, label, transform=above, ha="center", va="bottom", fontsize=8, color=_INK)
+        axes.text((left + right) / 2, 1.012, label, transform=above, ha="center", va="bottom", fontsize=8, color=INK)
     numbers = sorted({segment.micro_batch for segment in timeline.segments if segment.micro_batch})
     for number in numbers:
         mine = [place for place, segment in enumerate(timeline.segments) if segment.micro_batch == number]
         left, right = borders[mine[0]] + 0.003, borders[mine[-1] + 1] - 0.003
-        axes.plot([left, right], [1.062, 1.062], transform=above, color=_INK, linewidth=1.4, clip_on=False)
+        axes.plot([left, right], [1.062, 1.062], transform=above, color=INK, linewidth=1.4, clip_on=False)
         more = "" if number + 1 in {*numbers, timeline.micro_batches + 1} else " ..."
         label = f"micro-batch {number} of {timeline.micro_batches}{more}"
-        axes.text((left + right) / 2, 1.07, label, transform=above, ha="center", va="bottom", fontsize=8.5, color=_INK)
+        axes.text((left + right) / 2, 1.07, label, transform=above, ha="center", va="bottom", fontsize=8.5, color=INK)
 
 
 def _draw_budget(step: Step, axes: "Axes", unit: int, top: float) -> None:
@@ -200,21 +174,21 @@ def _draw_budget(step: Step, axes: "Axes", unit: int, top: float) -> None:
     label = f"budget {format_bytes(step.budget_bytes)}"
     if budget > top:
         text = f"{label} (tensors may reach {format_bytes(room)}): above this picture"
-        axes.text(0.008, top * 0.985, text, color=_OVER, va="top", weight="bold", bbox=_PLATE, zorder=6)
+        axes.text(0.008, top * 0.985, text, color=OVER, va="top", weight="bold", bbox=_PLATE, zorder=6)
         return
-    axes.axhline(budget, color=_OVER, linewidth=1.8, zorder=5)
-    axes.axhspan(room / unit, budget, facecolor="none", edgecolor=_OVER, hatch="////", alpha=0.6, linewidth=0, zorder=4)
-    axes.axhline(room / unit, color=_OVER, linewidth=0.9, linestyle=(0, (5, 3)), zorder=5)
-    axes.text(0.008, budget + top * 0.01, label, color=_OVER, va="bottom", weight="bold", bbox=_PLATE, zorder=6)
+    axes.axhline(budget, color=OVER, linewidth=1.8, zorder=5)
+    axes.axhspan(room / unit, budget, facecolor="none", edgecolor=OVER, hatch="////", alpha=0.6, linewidth=0, zorder=4)
+    axes.axhline(room / unit, color=OVER, linewidth=0.9, linestyle=(0, (5, 3)), zorder=5)
+    axes.text(0.008, budget + top * 0.01, label, color=OVER, va="bottom", weight="bold", bbox=_PLATE, zorder=6)
     text = f"tensors may reach {format_bytes(room)}"
-    axes.text(0.008, room / unit - top * 0.012, text, color=_OVER, va="top", bbox=_PLATE, zorder=6)
+    axes.text(0.008, room / unit - top * 0.012, text, color=OVER, va="top", bbox=_PLATE, zorder=6)
 
 
 def _draw_peak(timeline: Timeline, axes: "Axes", unit: int) -> None:
     places, use = curve(timeline)
     at = int(np.argmax(use.sum(axis=1)))
     x, y = places[at], use[at].sum() / unit
-    axes.plot([x], [y], marker="v", markersize=8, color=_INK, markeredgecolor=_GROUND, zorder=7, clip_on=False)
+    axes.plot([x], [y], marker="v", markersize=8, color=INK, markeredgecolor=GROUND, zorder=7, clip_on=False)
     right = x < 0.6
     axes.annotate(
         words.peak_label(timeline),
@@ -225,7 +199,7 @@ def _draw_peak(timeline: Timeline, axes: "Axes", unit: int) -> None:
         va="bottom",
         fontsize=10,
         weight="bold",
-        color=_INK,
+        color=INK,
         bbox=_PLATE,
         zorder=8,
     )
@@ -235,14 +209,14 @@ def _draw_frame(axes: "Axes", unit: int, top: float) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, top)
     axes.set_xticks([])
-    axes.set_ylabel(f"allocated, {'GiB' if unit == GIB else 'MiB'} (predicted)", color=_INK)
-    axes.tick_params(colors=_INK)
-    axes.grid(axis="y", color=_MUTED, alpha=0.25, linewidth=0.6, zorder=0)
+    axes.set_ylabel(f"allocated, {'GiB' if unit == GIB else 'MiB'} (predicted)", color=INK)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color=MUTED, alpha=0.25, linewidth=0.6, zorder=0)
     axes.set_facecolor("none")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color(_INK)
+        axes.spines[side].set_color(INK)
 
 
 def _draw_table(step: Step, figure: "Figure") -> None:
@@ -250,11 +224,11 @@ def _draw_table(step: Step, figure: "Figure") -> None:
     from matplotlib.patches import Rectangle
 
     left, right, line, y = 0.742, 0.988, 0.0345, 0.765
-    figure.text(left, y + line, "at the peak", fontsize=10, weight="bold", color=_INK, va="center")
+    figure.text(left, y + line, "at the peak", fontsize=10, weight="bold", color=INK, va="center")
     for row in words.at_the_peak(step.prediction, step.timeline, step.budget_bytes):
         if row.colour:
             figure.add_artist(Rectangle((left, y - 0.011), 0.014, 0.022, facecolor=row.colour, edgecolor="none"))
-        ink = _OVER if row.name == "budget" else _INK
+        ink = OVER if row.name == "budget" else INK
         weight = "bold" if row.total else "normal"
         figure.text(left + 0.021, y, row.name, color=ink, va="center", weight=weight)
         figure.text(right, y, words.size(row.size), color=ink, va="center", ha="right", weight=weight)
@@ -263,9 +237,9 @@ def _draw_table(step: Step, figure: "Figure") -> None:
 
 def _draw_words(step: Step, figure: "Figure") -> None:
     fits = step.prediction.peak_device_bytes_high <= step.budget_bytes
-    figure.text(0.012, 0.972, words.title(step.model), fontsize=13.5, weight="bold", color=_INK, va="top")
-    figure.text(0.012, 0.922, words.knobs(step.spec), fontsize=9.5, color=_MUTED, va="top")
+    figure.text(0.012, 0.972, words.title(step.model), fontsize=13.5, weight="bold", color=INK, va="top")
+    figure.text(0.012, 0.922, words.knobs(step.spec), fontsize=9.5, color=MUTED, va="top")
     verdict = words.verdict(step.prediction, step.budget_bytes)
-    figure.text(0.988, 0.972, verdict, fontsize=11.5, weight="bold", color=_WITHIN if fits else _OVER, va="top", ha="right")
+    figure.text(0.988, 0.972, verdict, fontsize=11.5, weight="bold", color=WITHIN if fits else OVER, va="top", ha="right")
     lines = [line for note in words.notes(step.prediction, step.timeline) for line in textwrap.wrap(note, 200)]
-    figure.text(0.012, 0.012, "\n".join(lines), fontsize=8, color=_MUTED, va="bottom", linespacing=1.4)
+    figure.text(0.012, 0.012, "\n".join(lines), fontsize=8, color=MUTED, va="bottom", linespacing=1.4)

@@ -15,7 +15,7 @@ from autofit.config.prediction import Prediction
 from autofit.config.trial import TrialSpec
 from autofit.errors import UsageError
 from autofit.predict.timeline import Segment, Timeline
-from autofit.report import picture, words
+from autofit.report import canvas, picture, words
 from autofit.report.picture import Step, check_target, curve, write
 
 GIB = 2**30
@@ -88,7 +88,7 @@ def test_the_page_needs_nothing_else_and_shows_the_same_figures(tmp_path: Path) 
     write(step, tmp_path / "step.html")
     page = (tmp_path / "step.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<link" not in page and not re.search(r'(?:src|href)="(?!#)[^"]*"', page)
-    assert "prefers-color-scheme: dark" in page and "var(--ink)" in page and picture._INK not in page.split("</style>", 1)[1]
+    assert "prefers-color-scheme: dark" in page and "var(--ink)" in page and canvas.INK not in page.split("</style>", 1)[1]
     assert "assumed &lt;this&gt;" in page
     row = r'<tr><th scope="row">(?:<span[^>]*></span>)?(?:<strong>)?([^<]+)(?:</strong>)?</th><td title="([\d,]+) bytes"'
     cells = dict(re.findall(row, page))
