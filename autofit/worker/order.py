@@ -30,6 +30,7 @@ class Order:
     engine: str
     arguments: dict[str, Any]
     worst_batch: list[int] | None
+    shapes: list[dict[str, int]]
     device: str
     warmup_steps: int
     steps: int
@@ -115,6 +116,7 @@ def read_order(path: Path) -> Order:
             engine=str(content.get("engine", "transformers")),
             arguments=dict(content.get("arguments") or {}),
             worst_batch=content.get("worst_batch"),
+            shapes=list(content.get("shapes") or []),
             device=str(content["device"]),
             warmup_steps=int(measure["warmup_steps"]),
             steps=int(measure["steps"]),
