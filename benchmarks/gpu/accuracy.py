@@ -14,8 +14,6 @@ from benchmarks.gpu.records import Ledger
 from benchmarks.gpu.sampler import FAMILIES, candidates
 
 PLAN = "plan"
-_DRAWS = 3
-"""Candidates that are drawn for each that is measured; those that are predicted not to fit this card are passed over."""
 _FILLED = 0.95
 """Share of the card that a configuration may be predicted to take: what runs out of memory tells nothing of its peak."""
 
@@ -40,7 +38,7 @@ def plan_of(place: Place, ledger: Ledger) -> list[dict[str, Any]]:
 def _draw(place: Place) -> dict[str, Any]:
     forecaster = place.forecaster()
     drawn = {
-        family: list(islice(candidates(family, place.load, place.seed), _DRAWS * place.load.counts[family]))
+        family: list(islice(candidates(family, place.load, place.seed), place.load.draws * place.load.counts[family]))
         for family in FAMILIES
     }
     forecaster.prepare([spec for specs in drawn.values() for spec in specs])

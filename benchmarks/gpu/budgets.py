@@ -43,7 +43,8 @@ def run(place: Place) -> tuple[int, int]:
         spec = TrialSpec.model_validate(item["spec"])
         ran = place.run(f"budgets-{number:03d}", spec, budget=item["budget"])
         found = measured(ran)
-        ledger.add(item["key"], **item, measured=found, verdict=verdict(item["predicted"]["fits"], found, item["budget"]))
+        judged = verdict(item["predicted"]["fits"], found, item["budget"])
+        ledger.add(**item, measured=found, verdict=judged)
     return len(set(ledger.mine()) - {PLAN}), len(kept["rungs"])
 
 

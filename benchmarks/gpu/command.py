@@ -64,6 +64,8 @@ def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
             _stop(process)
     seconds = time.monotonic() - started
     with Store.open(url) as store:
+        if process.returncode and not any(trial.result for trial in store.trials(name)):
+            raise RuntimeError(f"autofit search ran no trial: {log.read_text()[-2000:].strip()}")
         return Searched(store.study(name), store.trials(name), seconds, process.returncode, log.read_text()[-2000:])
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from autofit.errors import AutofitError
@@ -30,6 +31,7 @@ PARTS: dict[str, Part] = {
     "search": search.run,
     "warm": warm.run,
 }
+LEASED_BY_THE_SEARCH = frozenset({"search", "warm"})
 WORK = ROOT / ".gpu-evidence"
 
 
@@ -42,8 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"gpu-evidence: {error}\n")
         return 1
     print(f"{place.device.name} ({place.kind}), {_versions(place)}, commit {place.commit}", flush=True)
-    with gpus.lease(place.hardware, "gpu-evidence"):
-        ended = {name: _call(name, PARTS[name], place) for name in given.part or PARTS}
+    ended = {name: _call(name, PARTS[name], place) for name in given.part or PARTS}
     print()
     for name, (state, words) in ended.items():
         print(f"{name:10s} {state:10s} {words}")
@@ -85,7 +86,8 @@ def _call(name: str, part: Part, place: Place) -> tuple[str, str]:
     started = time.monotonic()
     place.begin()
     try:
-        done, planned = part(place)
+        with nullcontext() if name in LEASED_BY_THE_SEARCH else gpus.lease(place.hardware, f"gpu-evidence {name}"):
+            done, planned = part(place)
     except OutOfTimeError:
         recorded = len(place.ledger(name).mine())
         return "unfinished", f"{recorded} records after {time.monotonic() - started:.0f} s; call it again"

@@ -62,6 +62,8 @@ class Workload:
     texts_cut: tuple[ModelRef, ...]
     counts: dict[str, int]
     """Family of configurations (`sampler.FAMILIES`) -> how many are measured."""
+    draws: int
+    """Candidates that are drawn for each that is measured; those that are predicted not to fit the card are passed over."""
     micro_batches: tuple[int, ...]
     cutoffs: tuple[int, ...]
     text_cutoffs: tuple[int, ...]
@@ -97,6 +99,7 @@ def _gpu() -> Workload:
         texts=(ModelRef(preset="qwen2-7b"), ModelRef(preset="llama-3.1-8b")),
         texts_cut=(cut("qwen2-7b", 4), cut("llama-3.1-8b", 6)),
         counts={"vision_lora": 16, "vision_full": 8, "text_lora": 6, "text_full": 6, "zero": 6, "attention": 6},
+        draws=2,
         micro_batches=(1, 2, 4),
         cutoffs=(1024, 2048, 4096),
         text_cutoffs=(1024, 2048, 4096, 8192),
@@ -122,6 +125,7 @@ def _cpu() -> Workload:
         texts=(ModelRef(preset="tiny-llama"),),
         texts_cut=(cut("tiny-llama", 3),),
         counts={"vision_lora": 1, "vision_full": 1, "text_lora": 1, "text_full": 1, "zero": 1, "attention": 1},
+        draws=1,
         micro_batches=(1, 2),
         cutoffs=(128, 192),
         text_cutoffs=(128, 256),
