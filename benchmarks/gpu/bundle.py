@@ -1,7 +1,7 @@
 """`make gpu-bundle`: this project and the wheels that a bare GPU machine lacks, as a folder and an archive.
 
-The machine has no network, and Python 3.12 with torch, transformers, peft and accelerate. What autofit and DeepSpeed need beside
-those comes along in the versions of this environment; compiled packages only where that stack does not bring them itself.
+The machine has no network, and Python 3.12 with torch, transformers, peft and accelerate. What autofit and DeepSpeed need
+beside those comes along in the versions of this environment; compiled packages only where that stack does not bring them.
 No model weights: random ones are made on the device.
 """
 
