@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup llamafactory-env demo test lint types layers check bench clean
+.PHONY: setup llamafactory-env demo test lint types layers check bench gpu-bundle gpu-evidence clean
 
 setup: $(VENV)/.ready
 
@@ -57,5 +57,16 @@ bench: setup
 	test -e $(DEMO)/autofit.db || $(MAKE) demo
 	$(BIN)/python benchmarks/trial_fidelity.py
 
+# what a machine with a GPU and no network needs: the project and the wheels that Python 3.12 with torch, transformers, peft and
+# accelerate lacks; there: sh install.sh
+gpu-bundle: setup
+	$(BIN)/python -m benchmarks.gpu.bundle
+
+# evidence from a GPU, in parts of at most 8 minutes; what is recorded is not run again. PART=accuracy runs one part, DEVICE=cpu
+# rehearses with tiny models. Status 3: the time was over first, call it again.
+DEVICE ?= cuda
+gpu-evidence: $(if $(wildcard $(BIN)/python),,setup)
+	$(BIN)/python -m benchmarks.gpu.evidence --device $(DEVICE) $(addprefix --part ,$(PART)) $(if $(RECORDS),--records $(RECORDS))
+
 clean:
-	rm -rf $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(DEMO) .gpu-evidence .gpu-bundle build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -43,6 +43,8 @@ class RankResult(Frozen):
     peak_device_bytes: int | None = Field(default=None, gt=0)
     phase_peak_bytes: dict[str, int] = {}
     """Phase -> highest peak_device_bytes seen in it."""
+    phase_allocated_bytes: dict[str, int] = {}
+    """Phase -> highest peak_allocated_bytes seen in it; empty on the CPU."""
     step_peak_bytes: list[int] = []
     """peak_device_bytes of each optimizer step, warm-up included."""
     step_seconds: list[float] = []

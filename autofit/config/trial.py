@@ -101,6 +101,15 @@ class Measure(Frozen):
         return self
 
 
+class StepShape(Frozen):
+    """What all samples of one optimizer step look like."""
+
+    cutoff_len: int = Field(ge=8, le=2**22)
+    """Tokens of each sample."""
+    image_max_pixels: int = Field(default=0, ge=0, le=2**26)
+    """Pixels that each of its images has at most; 0: it carries none."""
+
+
 class RunSpec(Frozen):
     """`spec.json`: what the worker reads. Written by the driver, one file a trial."""
 
@@ -118,6 +127,9 @@ class RunSpec(Frozen):
     timed_batches: tuple[tuple[int, ...], ...] | None = None
     """Samples of each timed optimizer step, by micro-batch, then rank, then place in the micro-batch. None: the training's own
     order."""
+    shapes: tuple[StepShape, ...] | None = None
+    """Engine `transformers`: the shapes that the optimizer steps take in turn. None: every sample is the worst that the trial
+    allows. Batches that change from step to step fragment memory, which equal ones never do."""
     device: Literal["cuda", "cpu"]
     measure: Measure
     memory_budget_bytes: PositiveInt | None = None
@@ -141,4 +153,11 @@ class RunSpec(Frozen):
                 raise ValueError(
                     f"timed_batches must name {self.trial.global_batch_size} samples for each of {self.measure.steps} steps"
                 )
+        for shape in self.shapes or ():
+            if shape.cutoff_len > self.trial.cutoff_len or shape.image_max_pixels > self.trial.images.max_pixels:
+                raise ValueError(
+                    f"shapes: {shape.cutoff_len} tokens, {shape.image_max_pixels} pixels: more than the trial's own"
+                )
+        if self.shapes is not None and (self.engine != "transformers" or not self.shapes):
+            raise ValueError("shapes: at least one, and for engine transformers, which makes its samples itself")
         return self

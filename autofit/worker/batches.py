@@ -1,5 +1,7 @@
 """The worst batch: every sequence exactly `cutoff_len` tokens, every image the largest that is legal. Synthetic, deterministic.
 
+Or batches of the shapes that the order lists, one an optimizer step.
+
 Sample `i` of seed `s` is the same whatever the ranks, the ZeRO stage or the split into micro-batches, so that losses compare.
 """
 
@@ -41,7 +43,10 @@ class ImageLayout:
 class WorstBatch(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """`length` samples, each a dict of tensors without a batch dimension; batch them with `collate`."""
 
-    def __init__(self, config: Any, trial: dict[str, Any], *, seed: int, length: int) -> None:
+    def __init__(
+        self, config: Any, trial: dict[str, Any], *, seed: int, length: int, noise: torch.Tensor | None = None
+    ) -> None:
+        """`noise` is what images are made of, [patches or more, patch values]; None: made when the first one is."""
         self._vocabulary = _words(config)
         self._cutoff = int(trial["cutoff_len"])
         self._seed = seed
@@ -50,7 +55,8 @@ class WorstBatch(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self._images = int(trial["images"]["per_sample"]) if vision else 0
         self._layout = image_layout(config, int(trial["images"]["max_pixels"])) if vision else None
         self._needs_token_types = "mm_token_type_ids" in inspect.signature(model_class(config).forward).parameters
-        self._pixels: torch.Tensor | None = None
+        rows = math.prod(self._layout.grid) * self._images if self._layout else 0
+        self._pixels = noise[:rows] if noise is not None else None
         kinds = dtypes(trial)
         self._pixel_type = kinds.autocast or kinds.base
         if self._layout and self._images * (self._layout.tokens + 2) + 2 > self._cutoff:
@@ -100,6 +106,44 @@ class WorstBatch(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             generator = torch.Generator().manual_seed(self._seed)
             self._pixels = torch.randn(rows, layout.patch_values, generator=generator)
         return (self._pixels * (1.0 - 0.5 * (index % 7) / 7)).to(self._pixel_type)
+
+
+class StepBatches(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """`length` samples whose shape changes with each optimizer step: `shapes` in turn (`autofit.config.trial.StepShape`)."""
+
+    def __init__(
+        self, config: Any, trial: dict[str, Any], shapes: list[dict[str, int]], *, seed: int, length: int, step_samples: int
+    ) -> None:
+        images = trial["images"]
+        noise = _noise(config, images, seed)
+        self._length, self._step_samples = length, step_samples
+        made: dict[tuple[int, int], WorstBatch] = {}
+        for shape in shapes:
+            tokens, pixels = int(shape["cutoff_len"]), int(shape["image_max_pixels"])
+            count = int(images["per_sample"]) if pixels else 0
+            knobs = {
+                **trial,
+                "cutoff_len": tokens,
+                "images": {"per_sample": count, "max_pixels": pixels or images["max_pixels"]},
+            }
+            if (tokens, pixels) not in made:
+                made[tokens, pixels] = WorstBatch(config, knobs, seed=seed, length=length, noise=noise)
+        self._steps = [made[int(shape["cutoff_len"]), int(shape["image_max_pixels"])] for shape in shapes]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self._steps[index // self._step_samples % len(self._steps)][index]
+
+
+def _noise(config: Any, images: dict[str, Any], seed: int) -> torch.Tensor | None:
+    """One noise for the images of all shapes, as large as the largest needs it; None for a model without a vision tower."""
+    if getattr(config, "vision_config", None) is None or not int(images["per_sample"]):
+        return None
+    layout = image_layout(config, int(images["max_pixels"]))
+    rows = math.prod(layout.grid) * int(images["per_sample"])
+    return torch.randn(rows, layout.patch_values, generator=torch.Generator().manual_seed(seed))
 
 
 def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ A comma-separated list of:
     data:RANK:STEP      raises DataError
     oom-host:RANK:STEP  SIGKILLs itself as the kernel's OOM killer does, and lets the supervisor see one more such kill
     leak:RANK:MIB       keeps that much more memory from each optimizer step on
-    hog:PHASE:MIB       takes that much memory when an evaluation (`eval`) or a save (`save`) begins
+    hog:PHASE:MIB       takes that much memory of the device when an evaluation (`eval`) or a save (`save`) begins
     ignore-sigterm      supervisor and ranks ignore SIGTERM
     torn-result         the supervisor dies half-way through a result.json written without care
     garbage-result      result.json holds something that is not JSON, and garbage is printed
@@ -56,11 +56,17 @@ def strike(rank: int, step: int, folder: Path) -> None:
             raise DataError("planted data error")
 
 
-def strike_phase(phase: str) -> None:
+def strike_phase(phase: str, device: str) -> None:
     """Commits the faults planted for this phase."""
     for fault in os.environ.get(VARIABLE, "").split(","):
         if fault.startswith(f"hog:{phase}:"):
-            _touched(int(fault.rpartition(":")[2]))
+            mebibytes = int(fault.rpartition(":")[2])
+            if device == "cpu":
+                _touched(mebibytes)
+            else:
+                import torch
+
+                torch.empty(mebibytes * _MIB, dtype=torch.uint8, device=device)
 
 
 def _touched(mebibytes: int) -> bytearray:

@@ -14,6 +14,8 @@ class Backend(Protocol):
 
     memory_limit: str | None
     not_measured: list[str]
+    allocated_peak: int | None
+    """Highest bytes of tensors in what the last `take_peak` was about; None where only the device's memory is known."""
 
     def start(self, budget: int | None) -> int:
         """Takes the baseline (returned, bytes), resets the peak and enforces `budget` from here on."""
@@ -44,6 +46,7 @@ class Meter:
         self._backend = backend
         self._phase: str | None = None
         self._phase_peaks: dict[str, int] = {}
+        self._phase_allocated: dict[str, int] = {}
         self._step_peaks: list[int] = []
         self._step_seconds: list[float] = []
         self._step_cpu_seconds: list[float] = []
@@ -105,6 +108,7 @@ class Meter:
         self._close()
         report.baseline_bytes = self._baseline
         report.phase_peak_bytes = dict(self._phase_peaks)
+        report.phase_allocated_bytes = dict(self._phase_allocated)
         report.step_peak_bytes = list(self._step_peaks)
         report.step_seconds = list(self._step_seconds)
         report.step_cpu_seconds = list(self._step_cpu_seconds)
@@ -117,4 +121,6 @@ class Meter:
         peak = self._backend.take_peak()
         if self._phase is not None:
             self._phase_peaks[self._phase] = max(peak, self._phase_peaks.get(self._phase, 0))
+            if (allocated := self._backend.allocated_peak) is not None:
+                self._phase_allocated[self._phase] = max(allocated, self._phase_allocated.get(self._phase, 0))
         self._this_step = max(self._this_step, peak)

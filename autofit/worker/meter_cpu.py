@@ -29,6 +29,7 @@ class CpuBackend:
 
     def __init__(self) -> None:
         self.memory_limit: str | None = None
+        self.allocated_peak: int | None = None
         self.not_measured = ["peak_allocated_bytes and peak_reserved_bytes: the CPU has no caching allocator"]
         self._baseline = 0
         self._hard: int | None = None

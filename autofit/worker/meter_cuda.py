@@ -3,6 +3,10 @@
 Non-torch memory = the device's used memory now - what others held before this process touched it - the allocator's reserved.
 The device is leased to this trial alone, so a difference is ours. The budget is emulated: the allocator may reserve
 budget - non-torch memory. `set_per_process_memory_fraction` alone would not do: it knows nothing of the rest.
+
+A process that has no lease can take memory all the same. What it takes looks like non-torch memory of ours, so a jump that no
+library makes is left out of it, and the report says what the budget would still have granted (`room_bytes`) and what on the
+device is nobody's we know of (`unclaimed_bytes`): by these `outcomes.acquit` judges a failed allocation.
 """
 
 import os
@@ -14,6 +18,9 @@ from autofit.worker.report import RankReport
 
 _NO_NVML = "memory that others held on the device before: NVML is missing or too old; taken as 0"
 
+PLAUSIBLE_GROWTH_BYTES = 2 * 2**30
+"""What libraries take outside the allocator in one step at most (a communicator 0.3 to 1 GiB, modules some hundred MiB)."""
+
 
 class CudaBackend:
     """The current CUDA device of this rank. Create it before anything touches the device."""
@@ -21,6 +28,7 @@ class CudaBackend:
     def __init__(self, local_rank: int) -> None:
         self.memory_limit: str | None = None
         self.not_measured: list[str] = []
+        self.allocated_peak: int | None = None
         held = _used_by_others(local_rank)
         self._others = held or 0
         if held is None:
@@ -28,6 +36,7 @@ class CudaBackend:
         self._device = torch.device("cuda", local_rank)
         self._budget: int | None = None
         self._non_torch = 0
+        self._taken = 0
         self._allocated = 0
         self._reserved = 0
 
@@ -46,6 +55,7 @@ class CudaBackend:
         allocated = torch.cuda.max_memory_allocated(self._device)
         reserved = torch.cuda.max_memory_reserved(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
+        self.allocated_peak = int(allocated)
         self._allocated = max(self._allocated, allocated)
         self._reserved = max(self._reserved, reserved)
         return int(reserved) + self._non_torch
@@ -72,6 +82,11 @@ class CudaBackend:
         report.peak_reserved_bytes = self._reserved
         report.peak_device_bytes = max(self._reserved + self._non_torch, report.peak_device_bytes or 0)
         report.num_alloc_retries = retries
+        report.room_bytes, report.unclaimed_bytes = self._left()
+        if self._taken:
+            self.not_measured.append(
+                f"{self._taken} bytes that another process took of the device are not in peak_device_bytes"
+            )
         properties = torch.cuda.get_device_properties(self._device)
         report.hardware = {
             "device": "cuda",
@@ -84,15 +99,35 @@ class CudaBackend:
 
     def _look_outside(self) -> None:
         """Measures non-torch memory (its maximum counts) and fits the allocator's cap to it."""
-        free, total = torch.cuda.mem_get_info(self._device)
-        outside = int(total - free) - self._others - int(torch.cuda.memory_reserved(self._device))
+        outside, total = self._outside()
         if outside <= self._non_torch:
+            return
+        if self._non_torch and outside - self._non_torch > PLAUSIBLE_GROWTH_BYTES:
+            self._taken = max(self._taken, outside - self._non_torch)
             return
         self._non_torch = outside
         if self._budget is not None:
             cap = max(0, self._budget - outside)
             torch.cuda.set_per_process_memory_fraction(min(1.0, cap / total), self._device)
             self.memory_limit = "allocator cap (emulated)"
+
+    def _outside(self) -> tuple[int, int]:
+        """(bytes on the device that neither the allocator holds nor others held before, the device's bytes)"""
+        free, total = torch.cuda.mem_get_info(self._device)
+        return int(total - free) - self._others - int(torch.cuda.memory_reserved(self._device)), int(total)
+
+    def _left(self) -> tuple[int | None, int | None]:
+        """(bytes that the budget would still grant the allocator, bytes on the device that nobody is known to hold)
+
+        (None, None) where the device answers no more.
+        """
+        try:
+            outside, total = self._outside()
+        except RuntimeError:
+            return None, None
+        granted = min(self._budget or total, total - self._others)
+        room = granted - self._non_torch - int(torch.cuda.memory_reserved(self._device))
+        return max(0, room), max(0, outside - self._non_torch)
 
 
 def warm_up(local_rank: int) -> None:

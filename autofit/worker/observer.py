@@ -62,7 +62,7 @@ class Observer:
         if not self._held:
             self.enter(phase)
             self._heartbeat.beat(phase)
-            faults.strike_phase(phase)
+            faults.strike_phase(phase, self._order.device)
         self._held += 1
         yield
         self._held -= 1

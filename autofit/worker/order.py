@@ -31,6 +31,7 @@ class Order:
     arguments: dict[str, Any]
     worst_batch: list[int] | None
     timed_batches: list[list[int]] | None
+    shapes: list[dict[str, int]]
     device: str
     warmup_steps: int
     steps: int
@@ -117,6 +118,7 @@ def read_order(path: Path) -> Order:
             arguments=dict(content.get("arguments") or {}),
             worst_batch=content.get("worst_batch"),
             timed_batches=content.get("timed_batches"),
+            shapes=list(content.get("shapes") or []),
             device=str(content["device"]),
             warmup_steps=int(measure["warmup_steps"]),
             steps=int(measure["steps"]),

@@ -3,9 +3,11 @@
 import errno
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_MESSAGE = 2000
+_FOREIGN_BYTES = 256 * 2**20
+"""Half of what a CUDA context takes: nobody computes on a device with less."""
 
 _OOM_TYPES = frozenset({"OutOfMemoryError", "MemoryError", "_ArrayMemoryError"})
 """torch.OutOfMemoryError (torch.cuda.OutOfMemoryError), MemoryError, numpy's; by name, so that torch need not be imported."""
@@ -80,6 +82,25 @@ def classify(error: BaseException, device: str) -> Failure:
         return Failure("CRASHED", type(error).__name__, "terminated")
     is_data = any(isinstance(link, DataError) or _says(_message(link), _DATA) for link in _chain(error))
     return Failure("DATA_ERROR" if is_data else "CRASHED", _type_name(error), _message(error))
+
+
+def acquit(failure: Failure, room_bytes: int | None, unclaimed_bytes: int | None) -> Failure:
+    """`failure`, or, where a device OOM is not the configuration's, the crash that it is.
+
+    An allocation that the budget would have granted (`room_bytes`) failed because another process has come and taken memory
+    (`unclaimed_bytes`, at least what a CUDA context takes). Where the message does not tell what was asked for, only as much as
+    no library of ours takes decides.
+    """
+    if failure.outcome != "OOM" or room_bytes is None or unclaimed_bytes is None:
+        return failure
+    known = failure.requested_bytes is not None
+    if (failure.requested_bytes or 0) > room_bytes or unclaimed_bytes < (_FOREIGN_BYTES if known else 8 * _FOREIGN_BYTES):
+        return failure
+    message = (
+        f"another process has taken {unclaimed_bytes} bytes of the device since the run began; {room_bytes} bytes of the budget"
+        f" were left: {failure.message}"
+    )
+    return replace(failure, outcome="CRASHED", error_type="DeviceTaken", message=message[:MAX_MESSAGE])
 
 
 def is_consequence(message: str | None) -> bool:

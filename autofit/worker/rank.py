@@ -13,7 +13,7 @@ from autofit.worker import faults
 from autofit.worker.heartbeat import Heartbeat
 from autofit.worker.merge import write_result
 from autofit.worker.order import Order
-from autofit.worker.outcomes import DataError, Terminated, classify
+from autofit.worker.outcomes import DataError, Terminated, acquit, classify
 from autofit.worker.probe import versions
 from autofit.worker.processes import die_with_parent
 from autofit.worker.report import RankReport, job_id, read_report, report_path, write_report
@@ -86,7 +86,7 @@ def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
 
 
 def _note(report: RankReport, heartbeat: Heartbeat, error: BaseException, device: str) -> None:
-    failure = classify(error, device)
+    failure = acquit(classify(error, device), report.room_bytes, report.unclaimed_bytes)
     report.outcome, report.error_type, report.message = failure.outcome, failure.error_type, failure.message
     report.requested_bytes, report.allocated_bytes = failure.requested_bytes, failure.allocated_bytes
     report.phase = "data" if isinstance(error, DataError) else heartbeat.phase

@@ -24,6 +24,7 @@ class RankReport:
     peak_reserved_bytes: int | None = None
     peak_device_bytes: int | None = None
     phase_peak_bytes: dict[str, int] = field(default_factory=dict)
+    phase_allocated_bytes: dict[str, int] = field(default_factory=dict)
     step_peak_bytes: list[int] = field(default_factory=list)
     step_seconds: list[float] = field(default_factory=list)
     step_cpu_seconds: list[float] = field(default_factory=list)
@@ -47,7 +48,11 @@ class RankReport:
     versions: dict[str, str] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
-    # How the merge tells causes from consequences:
+    # How causes are told from consequences:
+    room_bytes: int | None = None
+    """CUDA: what the budget would have granted the allocator beyond what it held at the end."""
+    unclaimed_bytes: int | None = None
+    """CUDA: memory of the device that is neither ours nor was taken before the run."""
     job: str | None = None
     """Which start of the job this belongs to; files of an earlier one are ignored."""
     finished_at: float | None = None

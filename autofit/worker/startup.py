@@ -10,6 +10,7 @@ from autofit.worker.deepspeed_config import BUCKET_ELEMENTS
 from autofit.worker.models import model_class
 from autofit.worker.order import Order
 
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _LATE_IMPORTS = (
     "torch.distributed.algorithms.ddp_comm_hooks",  # DistributedDataParallel
     "deepspeed",  # accelerate's unwrapping of models, wherever it is installed
@@ -31,6 +32,16 @@ def meter_backend(order: Order) -> Any:
     from autofit.worker.meter_cpu import CpuBackend
 
     return CpuBackend()
+
+
+def launched_alike(order: Order) -> None:
+    """Several ranks and DeepSpeed are started by torchrun; a training on one device is no member of a process group.
+
+    In one, its NCCL communicator would be measured as the training's own.
+    """
+    if order.num_ranks == 1 and not order.trial["zero_stage"]:
+        for name in _TORCHRUN:
+            os.environ.pop(name, None)
 
 
 def load_libraries(trial: dict[str, Any]) -> None:
@@ -79,6 +90,8 @@ def start_helpers(place: torch.device, kind: torch.dtype) -> None:
 
         warm_up(int(os.environ.get("LOCAL_RANK", "0")))
     _exercise_kernels(place, kind)
+    if place.type == "cuda":
+        torch.cuda.empty_cache()  # what it left would be reused, and reserve otherwise than the training alone does
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(torch.ones(1, device=place))
         torch.distributed.barrier()

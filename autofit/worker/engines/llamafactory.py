@@ -8,7 +8,6 @@ Written against LLaMA-Factory 0.9.4 and 0.9.5.
 
 import copy
 import importlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,12 +24,18 @@ from autofit.worker.order import Order
 from autofit.worker.precision import dtypes
 from autofit.worker.report import RankReport
 from autofit.worker.sampling import filled
-from autofit.worker.startup import bucket_elements, load_libraries, meter_backend, prepare_deepspeed, start_helpers
+from autofit.worker.startup import (
+    bucket_elements,
+    launched_alike,
+    load_libraries,
+    meter_backend,
+    prepare_deepspeed,
+    start_helpers,
+)
 from autofit.worker.trainers import Watcher, guarded, observed
 
 TRAINERS = {"sft": "CustomSeq2SeqTrainer", "pt": "CustomTrainer"}
 """Stage -> the trainer class in `llamafactory.train.<stage>.workflow`."""
-_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 _BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
 
 
@@ -47,7 +52,7 @@ def run(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
 
 def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter, observer: Observer) -> None:
     started = time.perf_counter()
-    _launched_alike(order)
+    launched_alike(order)
     if order.trial["zero_stage"]:
         prepare_deepspeed(order)
     from llamafactory.train.tuner import run_exp
@@ -57,13 +62,6 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter,
     report.timings["import"] += time.perf_counter() - started
     with _instrumented(order, report, heartbeat, meter, observer):
         run_exp(args=_arguments(order), callbacks=[Watcher(order, observer, report)])
-
-
-def _launched_alike(order: Order) -> None:
-    """LLaMA-Factory starts torchrun for several ranks and for DeepSpeed only: elsewhere its process is no member of a group."""
-    if order.num_ranks == 1 and not order.trial["zero_stage"]:
-        for name in _TORCHRUN:
-            os.environ.pop(name, None)
 
 
 def _arguments(order: Order) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import set_seed
 
-from autofit.worker.batches import WorstBatch, collate
+from autofit.worker.batches import StepBatches, WorstBatch, collate
 from autofit.worker.deepspeed_config import deepspeed_config
 from autofit.worker.heartbeat import Heartbeat
 from autofit.worker.meter import Meter
@@ -16,7 +16,14 @@ from autofit.worker.observer import Observer
 from autofit.worker.order import Order
 from autofit.worker.precision import dtypes
 from autofit.worker.report import RankReport
-from autofit.worker.startup import bucket_elements, load_libraries, meter_backend, prepare_deepspeed, start_helpers
+from autofit.worker.startup import (
+    bucket_elements,
+    launched_alike,
+    load_libraries,
+    meter_backend,
+    prepare_deepspeed,
+    start_helpers,
+)
 from autofit.worker.trainers import Watcher, observed
 
 LEARNING_RATE = 1e-5
@@ -26,6 +33,7 @@ LEARNING_RATE = 1e-5
 def run(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
     """Trains `order.total_steps` optimizer steps and fills the report, also when it raises."""
     meter = Meter(meter_backend(order))
+    launched_alike(order)
     observer = Observer(order, report.rank, heartbeat, meter)
     try:
         _train(order, report, heartbeat, meter, observer)
@@ -44,7 +52,7 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter,
     load_libraries(trial)
     arguments = training_arguments(order, config)
     start_helpers(arguments.device, dtypes(trial).autocast or dtypes(trial).base)
-    data = WorstBatch(config, trial, seed=order.seed, length=order.total_steps * order.global_batch_size)
+    data = _data(order, config)
     report.precision_mode = precision_mode(trial, stored_dtype(order.model, config))
     imported = time.perf_counter()
     report.timings["import"] += imported - started
@@ -61,6 +69,14 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter,
     )
     report.timings["load"] = time.perf_counter() - imported
     trainer.train(resume_from_checkpoint=str(order.resumed_from) if order.resumed_from else None)
+
+
+def _data(order: Order, config: Any) -> WorstBatch | StepBatches:
+    samples = order.total_steps * order.global_batch_size
+    if not order.shapes:
+        return WorstBatch(config, order.trial, seed=order.seed, length=samples)
+    step_samples = order.global_batch_size
+    return StepBatches(config, order.trial, order.shapes, seed=order.seed, length=samples, step_samples=step_samples)
 
 
 class _InOrder(Trainer):
@@ -81,7 +97,8 @@ def training_arguments(order: Order, config: Any) -> TrainingArguments:
         chosen["ddp_find_unused_parameters"] = False  # as LLaMA-Factory sets it
     if order.device == "cpu":
         chosen["use_cpu"] = True
-        chosen["ddp_backend"] = "gloo"
+        if order.num_ranks > 1 or trial["zero_stage"]:
+            chosen["ddp_backend"] = "gloo"
     half = kinds.deepspeed or {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(kinds.autocast)
     return TrainingArguments(
         output_dir=str(order.output_dir),

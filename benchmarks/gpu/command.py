@@ -1,0 +1,109 @@
+"""The command line as a user calls it: one `autofit search` in a process of its own, and the rows that it stored."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autofit.config.record import StudyRecord, TrialRecord
+from autofit.store.store import Store
+from benchmarks.gpu.place import ROOT, OutOfTimeError, Place
+
+_GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One search that has ended."""
+
+    study: StudyRecord
+    trials: list[TrialRecord]
+    seconds: float
+    """Of this call."""
+    status: int
+    last_words: str
+
+
+def options_of_search() -> str:
+    """What `autofit search --help` prints."""
+    env = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
+    command = [sys.executable, "-m", "autofit.cli", "search", "--help"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=True).stdout
+
+
+def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
+    """Starts the search of the workload under `name`, or goes on with it.
+
+    Raises:
+        OutOfTimeError: the part's time ended first; what is finished is stored, and the next call goes on.
+    """
+    url = f"sqlite:///{place.work / (name + '.db')}"
+    command = [sys.executable, "-m", "autofit.cli", "--db", url, "search", *place.load.search, *more, "--study", name]
+    command += ["--runs", str(place.work / "runs")]
+    if _known(url, name):
+        command.append("--resume")
+    else:
+        command += ["--device", place.kind, "--num-gpus", "1", "--engine", "transformers"]
+        command += ["--python", place.environment.python, "--seed", str(place.seed)]
+    started = time.monotonic()
+    log = place.work / f"{name}.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=stream, stderr=stream, env=_environment(place), start_new_session=True
+        )
+        try:
+            while process.poll() is None:
+                if place.left <= 0:
+                    raise OutOfTimeError
+                time.sleep(0.1)
+        finally:
+            _stop(process)
+    seconds = time.monotonic() - started
+    with Store.open(url) as store:
+        if process.returncode and not any(trial.result for trial in store.trials(name)):
+            raise RuntimeError(f"autofit search ran no trial: {log.read_text()[-2000:].strip()}")
+        return Searched(store.study(name), store.trials(name), seconds, process.returncode, log.read_text()[-2000:])
+
+
+def figures(trial: TrialRecord) -> dict[str, Any]:
+    """A stored trial's figures."""
+    result, wall = trial.result, trial.finished_at and (trial.finished_at - trial.started_at).total_seconds()
+    return {
+        "trial": trial.trial_number,
+        "purpose": trial.purpose,
+        "config": trial.spec.config_key(),
+        "outcome": result.outcome if result else None,
+        "device": result.peak_device_bytes if result else None,
+        "allocated": result.peak_allocated_bytes if result else None,
+        "step_seconds": result.step_time_seconds if result else None,
+        "timings": result.timings if result else {},
+        "wall_seconds": wall,
+        "predicted_device": trial.prediction.peak_device_bytes if trial.prediction else None,
+    }
+
+
+def _known(url: str, name: str) -> bool:
+    if not Path(url.removeprefix("sqlite:///")).exists():
+        return False
+    with Store.open(url) as store:
+        return any(study.name == name for study in store.studies())
+
+
+def _environment(place: Place) -> dict[str, str]:
+    own = {"XDG_CACHE_HOME": str(place.work / "cache"), "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **own, "COLUMNS": "160", "TERM": "dumb"}
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a search as Ctrl-C does: it ends its trial and keeps its state."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
