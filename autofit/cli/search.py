@@ -43,6 +43,9 @@ def search(  # noqa: PLR0917 - one parameter a flag
     study: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --study, or with the newest one.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder for the trials' files and logs.")] = Path("autofit-runs"),
+    fresh_processes: Annotated[
+        bool, typer.Option("--fresh-processes", help="Start new interpreters for every trial instead of forking warm ones.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Find the fastest configuration that stays inside the memory budget: by short trials, or without a GPU by prediction."""
@@ -102,7 +105,14 @@ def search(  # noqa: PLR0917 - one parameter a flag
         with search_view.progress(plan, stop) as listener:
             foresight = Foresight.of(plan.study, listener.said)
             report = run_search(
-                store, plan, runs_dir=runs.resolve(), stop=stop, listener=listener, limits=limits, foresight=foresight
+                store,
+                plan,
+                runs_dir=runs.resolve(),
+                stop=stop,
+                listener=listener,
+                limits=limits,
+                foresight=foresight,
+                fresh_processes=fresh_processes,
             )
     _finish(report, as_json)
 

@@ -28,7 +28,7 @@ class Process(Protocol):
 
 
 class Forked:
-    """A child that shares this process's memory, copied page by page where either writes; it runs `life` and exits with its status.
+    """A child with a copy of this process's memory. It runs `life` and exits with the status that this returns.
 
     Only for processes of a single thread: of the others the child has nothing but the locks they hold.
     """

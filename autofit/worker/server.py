@@ -1,20 +1,23 @@
 """Verb `serve SPEC.json`: imports everything once, then runs trial after trial, each in processes forked from here.
 
-Of a small trial's wall time most is the import of torch, transformers and DeepSpeed, once a rank. A fork has all of that at once
-and is otherwise a process that has just started: no model, no process group, no device, no thread, a heap as it is after the
-imports. So nothing has to be given back between trials, and nothing can be left behind: whatever a trial changed (LLaMA-Factory's
-and DeepSpeed's global state, an optimizer's hooks, a fragmented heap, a CUDA context) ends with its processes, as it does without
-a server. A model that is kept between trials would save the fraction of a second that building it takes (its files are in the
-page cache), and give all of that up.
+Of a small trial's wall time most is the import of torch, transformers and DeepSpeed, once a rank. A fork has all of that at
+once and is otherwise a process that has just started: no model, no process group, no device, no thread, a heap as it is after
+the imports. So nothing has to be given back between trials, and nothing can be left behind: whatever a trial changed (LLaMA-
+Factory's and DeepSpeed's global state, hooks, a fragmented heap, a CUDA context) ends with its processes, as it does without
+a server, after an OOM too. And trials may differ in everything but `_ALIKE`, not only in what keeps the model. Keeping a
+built model instead would save the half second that building a small one takes (a large one's files are in the page cache),
+and give all of that up; so it is not done.
 
-What a fork needs for it to be true is looked at before every trial (`_Resources`): this process has one thread, no CUDA driver, and
-no more memory and open files than before its first trial. What is read when a process starts (malloc's and OpenMP's settings, the
-allocator's configuration) is in this process's environment from its start, for it executes itself anew with what its ranks
-will have; an order that would have another one is refused.
+What must hold for a fork to be like a new process is looked at before every trial (`_Resources`): this process has one
+thread, no CUDA driver, and no more memory and open files than before its first trial. What is read when a process starts
+(malloc's and OpenMP's settings, the allocator's configuration) is in its environment from the start, for it executes itself
+anew with what its ranks will have; the launcher gives other environments other servers. A fork maps the pages of files that
+its parent had (`pages`), so that the resident set means the same in both. CUDA must not have been started before a fork:
+`preload` avoids it, and where it happened all the same every order is refused. No GPU has tried this yet.
 
-Protocol: a line on standard input is a spec file's path; the answers are JSON objects, a line each: `{"pid": N}` (the trial runs, as
-the process group N), then `{"exit": status}`; or `{"refused": why}`, after which the server ends. It ends with its standard input
-or its driver, and takes a running trial with it.
+Protocol: a line on standard input is a spec file's path; the answers are JSON objects, a line each: `{"pid": N}` (the trial
+runs, as the process group N), then `{"exit": status}`; or `{"refused": why}`, after which the server ends. It ends with its
+standard input or its driver, and takes a running trial with it.
 """
 
 import json
@@ -38,12 +41,17 @@ _STARTED = "AUTOFIT_SERVER"
 _HARMLESS_THREADS = frozenset({"jemalloc_bg_thd"})
 """Threads whose library is made to be forked: jemalloc (pyarrow's allocator) starts its own again where it needs one."""
 _SLACK_BYTES = 8 * 2**20
+_ALIKE = ("engine", "device", "num_ranks")
+"""What all trials of a server have in common; the launcher adds their environment."""
 Life = Callable[[Order], int]
 """What a rank does, in a process of its own."""
 
 
-def serve(order: Order) -> int:
-    """Serves trials that have `order`'s engine, device and number of ranks, until standard input ends."""
+def serve(order: Order, prepare: Callable[[Order], None] | None = None, life: Life | None = None) -> int:
+    """Serves trials that have `order`'s engine, device and number of ranks, until standard input ends.
+
+    `prepare` and `life` (tests only) replace the imports and what a rank does.
+    """
     if _STARTED not in os.environ:
         _execute_anew(order)
     driver = os.environ.get(DRIVER_PID)
@@ -53,14 +61,14 @@ def serve(order: Order) -> int:
     from autofit.worker.preload import preload
     from autofit.worker.rank import run_rank
 
-    preload(order)
-    return answer(order, replies, run_rank)
+    (prepare or preload)(order)
+    return _answer(order, replies, life or run_rank)
 
 
 def _execute_anew(order: Order) -> None:
     environment = {**os.environ, **rank_environment(order), _STARTED: "1"}
     entry = str(Path(__file__).with_name("__main__.py"))
-    os.execve(sys.executable, [sys.executable, entry, "serve", str(order.spec_path)], environment)
+    os.execve(sys.executable, [sys.executable, entry, "serve", str(order.spec_path)], environment)  # noqa: S606 - itself
 
 
 def _take_stdout() -> int:
@@ -70,7 +78,7 @@ def _take_stdout() -> int:
     return replies
 
 
-def answer(first: Order, replies: int, life: Life) -> int:
+def _answer(first: Order, replies: int, life: Life) -> int:
     """The loop, once everything is imported. `replies` is the descriptor for the answers."""
     requests = _Requests()
     pages = file_pages() if first.device == "cpu" else []
@@ -179,7 +187,7 @@ def _forked(order: Order, life: Life) -> StartRank:
 
 def _unlike(order: Order, first: Order) -> str | None:
     """Why this server, started for `first`, cannot run `order`."""
-    for name in ("engine", "device", "num_ranks"):
+    for name in _ALIKE:
         mine, its = getattr(first, name), getattr(order, name)
         if mine != its:
             return f"this server was started for {name} {mine}, not {its}"
@@ -197,14 +205,16 @@ class _Resources:
 
     @classmethod
     def now(cls) -> "_Resources":
-        names = [_read(f"/proc/self/task/{thread}/comm").strip() for thread in os.listdir("/proc/self/task")]
-        files = os.listdir("/proc/self/fd")
-        private = next(int(line.split()[1]) for line in _read("/proc/self/status").splitlines() if line.startswith("RssAnon"))
+        names = [_read(thread / "comm").strip() for thread in Path("/proc/self/task").iterdir()]
+        files = [_target(link) for link in Path("/proc/self/fd").iterdir()]
+        private = next(
+            int(line.split()[1]) for line in _read(Path("/proc/self/status")).splitlines() if line.startswith("RssAnon")
+        )
         return cls(
             threads=tuple(sorted(name for name in names if name not in _HARMLESS_THREADS)),
             files=len(files),
             private_bytes=private * 1024,
-            cuda=any("nvidia-uvm" in _target(name) for name in files),
+            cuda=any("nvidia-uvm" in target for target in files),
         )
 
     def doubt(self, at_start: "_Resources") -> str | None:
@@ -221,15 +231,15 @@ class _Resources:
         return None
 
 
-def _read(path: str) -> str:
+def _read(path: Path) -> str:
     try:
-        return Path(path).read_text()
+        return path.read_text()
     except OSError:
         return ""  # a thread that has just ended
 
 
-def _target(descriptor: str) -> str:
+def _target(link: Path) -> str:
     try:
-        return os.readlink(f"/proc/self/fd/{descriptor}")
+        return str(link.readlink())
     except OSError:
         return ""

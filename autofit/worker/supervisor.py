@@ -127,7 +127,7 @@ def _rendezvous(order: Order) -> dict[str, str]:
 
 
 def rank_environment(order: Order) -> dict[str, str]:
-    """What all ranks of a trial find in their environment beside the supervisor's own; much of it is read at a process's start."""
+    """What a trial's ranks find in their environment beside the supervisor's own. Much of it is read when a process starts."""
     ranks = str(order.num_ranks)
     threads = max(1, len(os.sched_getaffinity(0)) // order.num_ranks)
     chosen = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
@@ -195,7 +195,7 @@ def _conclude(job: _Job, reports: list[RankReport]) -> int:
 
 def _obituary(job: _Job, number: int, rank: _Rank) -> RankReport:
     """The report of a rank that left none."""
-    code = rank.process.returncode
+    code = rank.process.returncode or 0
     beat = read_json(heartbeat_path(job.order.folder, number)) or {}
     report = RankReport(rank=number, phase=beat.get("phase", "start"), died="ended" if rank.ended_by_us else "itself")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code} and left no report"
