@@ -3,11 +3,11 @@
     python benchmarks/warm_worker.py [--set text|vl] [--count 24] [--record FILE]
 
 Runs each configuration in new processes, forked, and in new processes once more; the order of the three changes from one
-configuration to the next, so that other load on the machine meets all alike. The second fresh run tells how far two measurements
-of the same configuration lie apart without any forking: on the CPU a peak is the heap's, which fragments a little differently
-each time (addresses and hashes are random). Prints, of all configurations: wall time of forked trials against fresh ones, the
-server's start included; the difference of peaks and of samples per second, forked against the mean of the two fresh runs, beside that
-of the two; and outcomes that differ.
+configuration to the next, so that other load on the machine meets all alike. The second fresh run tells how far two
+measurements of the same configuration lie apart without any forking: on the CPU a peak is the heap's, which fragments a
+little differently each time (addresses and hashes are random). Prints, of all configurations: wall time of forked trials
+against fresh ones, the server's start included; the difference of peaks and of samples per second, forked against the mean of
+the two fresh runs, beside that of the two; and outcomes that differ.
 
 Sets: `text` is a tiny Llama, one rank, of which micro-batch, accumulation and cutoff_len vary; `vl` is the tiny Qwen2.5-VL of
 `make demo`, two ranks, of which ZeRO stage, method and checkpointing vary too.
@@ -31,7 +31,8 @@ from autofit.config.model import ModelRef, resolve_model
 from autofit.config.result import TrialResult
 from autofit.config.trial import Images, Measure, RunSpec, TrialSpec
 from autofit.launch.local import LocalExecutor
-from autofit.units import MIB
+
+MIB = 2**20
 
 BUDGETS_MIB = {"text": 150, "vl": 165}
 """So that some of each set are out of memory."""
