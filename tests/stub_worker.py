@@ -1,10 +1,13 @@
 """A worker without torch, for tests of everything around it. It stands in for the interpreter of the training environment:
-it is started as `STUB <worker entry> probe|run ...` and keeps the worker's file contract.
+it is started as `STUB <worker entry> probe|run|serve ...` and keeps the worker's contract of files and of answers.
 
 Memory and speed are simple functions of the spec. $AUTOFIT_STUB names a fault; $AUTOFIT_STUB_SECONDS is how long a trial takes;
-$AUTOFIT_STUB_LOG gets one line a run, `number time`, for counting how often each trial really ran.
+$AUTOFIT_STUB_LOG gets one line a run, `number time run|serve`, for counting how often each trial really ran.
+$AUTOFIT_STUB_SERVER names a fault of the server alone: `refuse`, `die` (with its trial running), `garbage`, `deaf` (never
+answers), `crash` (its trials crash).
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -80,7 +83,7 @@ def run(spec_file: Path) -> int:
     run_dir, spec, fault = spec_file.parent, json.loads(spec_file.read_text()), os.environ.get("AUTOFIT_STUB", "")
     if log := os.environ.get("AUTOFIT_STUB_LOG"):
         with Path(log).open("a") as stream:
-            stream.write(f"{run_dir.name} {time.time()}\n")
+            stream.write(f"{run_dir.name} {time.time()} {sys.argv[2]}\n")
     if fault == "ignore-sigterm":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda *_: None)
@@ -88,7 +91,7 @@ def run(spec_file: Path) -> int:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     end = time.monotonic() + float(os.environ.get("AUTOFIT_STUB_SECONDS", "0.05"))
     progress = 0
-    while time.monotonic() < end or fault in {"hang", "slow", "ignore-sigterm"}:
+    while time.monotonic() < end or fault in {"hang", "slow", "ignore-sigterm", "die"}:
         progress += fault != "hang" or progress < 3
         beat(run_dir, progress)
         time.sleep(0.02)
@@ -123,10 +126,43 @@ def run(spec_file: Path) -> int:
     return 0
 
 
+def say(**content: object) -> None:
+    os.write(1, json.dumps(content).encode() + b"\n")
+
+
+def serve() -> int:
+    fault = os.environ.get("AUTOFIT_STUB_SERVER", "")
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # dies with the driver
+    for line in iter(sys.stdin.readline, ""):
+        if fault == "deaf":
+            time.sleep(600)
+        if fault == "refuse":
+            say(refused="planted refusal")
+            return 1
+        if fault == "garbage":
+            os.write(1, b"Segmentation fault?\n")
+        server = os.getpid()
+        if (pid := os.fork()) == 0:
+            os.setpgid(0, 0)
+            os.environ["AUTOFIT_DRIVER_PID"] = str(server)
+            file = Path(line.strip())
+            for number, name in ((1, "stdout.log"), (2, "stderr.log")):
+                os.dup2(os.open(file.parent / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+            if fault == "crash":
+                os._exit(1)
+            os._exit(run(file))
+        say(pid=pid)
+        if fault == "die":
+            time.sleep(0.2)
+            os.kill(server, signal.SIGKILL)
+        say(exit=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return 0
+
+
 if __name__ == "__main__":
     verb = sys.argv[2]
     if verb == "probe":
         stack = ("torch", "transformers", "accelerate", "peft", "deepspeed")
         print(json.dumps({"python": "3.11", **dict.fromkeys(stack, "stub"), "llamafactory": None}))
         raise SystemExit(0)
-    raise SystemExit(run(Path(sys.argv[3])))
+    raise SystemExit(serve() if verb == "serve" else run(Path(sys.argv[3])))

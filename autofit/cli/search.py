@@ -61,11 +61,16 @@ def search(  # noqa: PLR0917 - one parameter a flag
     time_limit: Annotated[str | None, typer.Option(help="No trial starts that would end later, for example 30m.")] = None,
     trial_timeout: Annotated[str, typer.Option(help="Longest that one trial may take.")] = "30m",
     sampler: Annotated[Literal["guided", "tpe", "gp", "random", "grid"] | None, typer.Option(help="Default guided.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Run every trial, also those that an earlier study has run.")] = False,
+    no_reuse: Annotated[
+        bool, typer.Option("--no-reuse", help="Run every trial, also those that an earlier study has run.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --study, or with the newest one.")] = False,
     runs: Annotated[Path, typer.Option(help="Folder for the trials' files and logs.")] = Path("autofit-runs"),
+    fresh_processes: Annotated[
+        bool, typer.Option("--fresh-processes", help="Start new interpreters for every trial instead of forking warm ones.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Find the fastest configuration that stays inside the memory budget: by short trials, or without a GPU by prediction."""
@@ -154,7 +159,8 @@ def search(  # noqa: PLR0917 - one parameter a flag
                 listener=listener,
                 limits=limits,
                 foresight=foresight,
-                reuse=not fresh and not resume,
+                reuse=not no_reuse and not resume,
+                fresh_processes=fresh_processes,
             )
     _finish(report, as_json)
 

@@ -3,6 +3,11 @@
 The worker tells by files: `heartbeat.rank<N>.json` while it lives, `result.json` when it has something to say. What it
 cannot say itself the launcher does: TIMEOUT (still making progress, but over its time), HANG (alive, no progress),
 HOST_OOM (the kernel killed it for memory), CRASHED (no result, or one that cannot be read).
+
+A trial's processes are new interpreters, or (`warm`) forks of one that has imported everything, which makes a short trial
+several times shorter. Whatever could come of the forking is not taken for the trial's own: a doubt (`launch/warm.py`), a crash
+or a hang ends the server, and the trial runs again in new interpreters, whose result counts. Where that is another outcome,
+no further trial is forked.
 """
 
 import json
@@ -12,6 +17,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
 
 from pydantic import ValidationError
 
@@ -23,6 +30,7 @@ from autofit.errors import LaunchError
 from autofit.launch import gpus
 from autofit.launch.environment import worker_variables
 from autofit.launch.processes import POLL_SECONDS, ProcessGroup, end_leftover, write_atomically
+from autofit.launch.warm import Doubt, WarmWorkers
 from autofit.resources import worker_entry
 
 RESULT_FILE = "result.json"
@@ -31,6 +39,8 @@ OUTPUT_DIR = "trainer"
 """Where the training itself writes, in the run folder."""
 _STALE = ("result.json", "rank*.json", "heartbeat.rank*.json", "metrics*.jsonl", "stdout.log", "stderr.log", "process.json")
 _LONG_PHASES = frozenset({"start", "data", "load", "save"})
+_DOUBTFUL = frozenset({"CRASHED", "HANG"})
+"""Outcomes of a forked trial that might be the forking's."""
 _MEMORY_SLACK = 256 * 1024**2
 _STACK_DUMP_SECONDS = 1.0
 
@@ -63,36 +73,105 @@ class Heartbeat:
     """The rank with the fewest events."""
 
 
-class LocalExecutor:
-    """Runs trials, one at a time, in the training environment's interpreter."""
+class Group(Protocol):
+    """The processes of a running trial: `ProcessGroup` or `warm.WarmTrial`. On leaving its context none of them is left."""
 
-    def __init__(self, python: str, hardware: Hardware, limits: Limits | None = None) -> None:
+    def poll(self) -> int | None:
+        """Exit status, or None while it runs."""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal to every member."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class LocalExecutor:
+    """Runs trials, one at a time, in the training environment's interpreter. A context manager, for the sake of `warm`."""
+
+    def __init__(
+        self,
+        python: str,
+        hardware: Hardware,
+        limits: Limits | None = None,
+        *,
+        warm: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`warm`: trials are forked from a process that has imported everything. `say` gets what the user should know of it."""
         self._python = python
         self._hardware = hardware
         self._limits = limits or Limits()
         cuda = hardware.device == "cuda"
         self._idle_bytes = {device.uuid: gpus.used_bytes(device) for device in hardware.devices} if cuda else {}
+        self._warm = WarmWorkers(self._limits.term_grace) if warm else None
+        self._say = say
 
-    def run(self, run_dir: Path, spec: RunSpec, on_tick: Callable[[Heartbeat | None], None]) -> TrialResult:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._warm:
+            self._warm.close()
+
+    def run(
+        self, run_dir: Path, spec: RunSpec, on_tick: Callable[[Heartbeat | None], None], *, fresh: bool = False
+    ) -> TrialResult:
         """Runs `spec` in `run_dir` to its end. An exception from `on_tick` (the user's Ctrl-C, say) ends the trial.
+
+        `fresh`: in new interpreters, also where the executor is warm.
 
         Raises:
             LaunchError: the trial cannot be started, or a device does not give its memory back.
         """
+        forked = None
+        if self._warm and self._warm.trusted and not fresh:
+            try:
+                forked = self._attempt(run_dir, spec, on_tick, self._warm)
+                if forked.outcome not in _DOUBTFUL:
+                    self._warm.keep()
+                    return forked
+                why = f"it ended {forked.outcome} in a forked process"
+            except Doubt as doubt:
+                why = str(doubt)
+            except BaseException:
+                self._warm.close()
+                raise
+            self._warm.drop()
+            self._say(f"the trial runs again in new processes: {why}")
+        result = self._attempt(run_dir, spec, on_tick, None)
+        if self._warm and forked and result.outcome != forked.outcome:
+            self._warm.distrust()
+            self._say(f"no further trial is forked: this one ended {forked.outcome} so, and {result.outcome} in new processes")
+        return result
+
+    def _attempt(
+        self, run_dir: Path, spec: RunSpec, on_tick: Callable[[Heartbeat | None], None], warm: WarmWorkers | None
+    ) -> TrialResult:
         self._wait_for_memory()
         _prepare(run_dir, spec)
-        argv = [self._python, str(worker_entry()), "run", str(run_dir / SPEC_FILE)]
-        uuids = [device.uuid for device in self._hardware.devices]
-        env = worker_variables(self._python, spec.trial, spec.device, uuids)
         kills_before = kernel_oom_kills()
         try:
-            with ProcessGroup(argv, env, run_dir, self._limits.term_grace) as group:
+            with self._start(run_dir, spec, warm) as group:
                 ended = self._watch(group, run_dir, on_tick)
         finally:
             shutil.rmtree(run_dir / OUTPUT_DIR, ignore_errors=True)  # checkpoints are large, and have served their purpose
         if isinstance(ended, TrialResult):
             return ended
         return self._read(run_dir, ended, kernel_oom_kills() - kills_before)
+
+    def _start(self, run_dir: Path, spec: RunSpec, warm: WarmWorkers | None) -> Group:
+        spec_file = run_dir / SPEC_FILE
+        uuids = [device.uuid for device in self._hardware.devices]
+        env = worker_variables(self._python, spec.trial, spec.device, uuids)
+        argv = [self._python, str(worker_entry()), "serve" if warm else "run", str(spec_file)]
+        if warm is None:
+            return ProcessGroup(argv, env, run_dir, self._limits.term_grace)
+        alike = (spec.engine, spec.device, spec.trial.num_gpus)
+        return warm.trial(argv, env, alike, spec_file)
 
     def recover(self, run_dir: Path, trial: TrialSpec) -> TrialResult | None:
         """The result of a trial whose driver was killed, if it had one; ends what is left of it."""
@@ -104,7 +183,7 @@ class LocalExecutor:
             return None
         return self._read(run_dir, 0, 0) if ran == trial and (run_dir / RESULT_FILE).exists() else None
 
-    def _watch(self, group: ProcessGroup, run_dir: Path, on_tick: Callable[[Heartbeat | None], None]) -> TrialResult | int:
+    def _watch(self, group: Group, run_dir: Path, on_tick: Callable[[Heartbeat | None], None]) -> TrialResult | int:
         """Waits for the end: an exit status, or the verdict of the limit that was broken."""
         started = moved = time.monotonic()
         last: Heartbeat | None = None
@@ -211,7 +290,7 @@ def _prepare(run_dir: Path, spec: RunSpec) -> None:
         raise LaunchError(f"cannot write the run folder {run_dir}: {error.strerror or error}") from error
 
 
-def _hang(group: ProcessGroup, last: Heartbeat | None, seconds: float) -> TrialResult:
+def _hang(group: Group, last: Heartbeat | None, seconds: float) -> TrialResult:
     """The verdict on a trial without progress; the stacks of its ranks go to stderr.log first."""
     if last is not None:  # before the first beat the dump's handler is not there, and the signal would end the process
         group.signal(signal.SIGUSR1)

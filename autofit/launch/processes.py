@@ -48,10 +48,7 @@ class ProcessGroup:
             raise LaunchError(f"cannot start {argv[0]}: {error.strerror or error}") from error
         self.pgid = self._process.pid
         try:
-            born = psutil.Process(self.pgid).create_time()
-            write_atomically(run_dir / PROCESS_FILE, json.dumps({"pgid": self.pgid, "create_time": born}))
-        except psutil.NoSuchProcess:
-            pass  # it has ended already; poll() tells how
+            note_group(run_dir, self.pgid)
         except BaseException:
             self.stop()
             raise
@@ -62,7 +59,7 @@ class ProcessGroup:
 
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to every member."""
-        _signal_group(self.pgid, number)
+        signal_group(self.pgid, number)
 
     def stop(self) -> None:
         """Ends every member: SIGTERM, the grace, SIGKILL; returns when none is left."""
@@ -73,6 +70,15 @@ class ProcessGroup:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
+
+
+def note_group(run_dir: Path, pgid: int) -> None:
+    """Writes `process.json`; leaves it out if the group's first process has ended already."""
+    try:
+        born = psutil.Process(pgid).create_time()
+    except psutil.NoSuchProcess:
+        return
+    write_atomically(run_dir / PROCESS_FILE, json.dumps({"pgid": pgid, "create_time": born}))
 
 
 def end_leftover(run_dir: Path) -> bool:
@@ -109,7 +115,7 @@ def end_group(pgid: int, grace_seconds: float, leader: subprocess.Popen[bytes] |
                 return
             if time.monotonic() >= deadline:
                 break
-            _signal_group(pgid, number)
+            signal_group(pgid, number)
             time.sleep(POLL_SECONDS)
     raise LaunchError(f"process group {pgid} survives SIGKILL: {group_members(pgid)}; is a driver call stuck?")
 
@@ -139,7 +145,8 @@ def write_atomically(file: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _signal_group(pgid: int, number: signal.Signals) -> None:
+def signal_group(pgid: int, number: signal.Signals) -> None:
+    """Sends a signal to every member of a group; one without members is none's loss."""
     try:
         os.killpg(pgid, number)
     except ProcessLookupError:

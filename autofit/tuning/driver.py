@@ -114,20 +114,26 @@ def run_search(
     limits: Limits | None = None,
     foresight: Foresight | None = None,
     reuse: bool = False,
+    fresh_processes: bool = False,
 ) -> SearchReport:
     """Runs (or goes on with) a study to a limit and confirms its winner. The study must be in the store.
 
     Args:
         foresight: predicts each trial before it runs; None: no predictions are stored.
         reuse: start from what earlier studies of the same things measured; where that decides, nothing is run.
+        fresh_processes: every trial starts new interpreters; otherwise the search's trials are forked from one that has
+            imported everything, and only confirmations start new ones.
 
     Raises:
         AutofitError: another driver has the study, a device is taken, the store fails, or all trials crash alike.
         Interrupted: the user stopped it; everything that was finished is stored.
     """
     study = plan.study
-    with _one_driver(runs_dir / study.name, study.name), gpus.lease(study.hardware, f"autofit search, study {study.name}"):
-        executor = LocalExecutor(study.python, study.hardware, limits)
+    with (
+        _one_driver(runs_dir / study.name, study.name),
+        gpus.lease(study.hardware, f"autofit search, study {study.name}"),
+        LocalExecutor(study.python, study.hardware, limits, warm=not fresh_processes, say=listener.said) as executor,
+    ):
         driver = _Driver(store, plan, runs_dir / study.name, listener, executor, foresight)
         store.set_study_status(study.name, "RUNNING")
         try:
@@ -262,7 +268,12 @@ class _Driver:
 
     def _run(self, trial: TrialRecord) -> TrialRecord:
         self._listener.started(trial)
-        result = self._executor.run(Path(trial.run_dir), self._run_spec(trial), lambda beat: self._listener.ticked(trial, beat))
+        result = self._executor.run(
+            Path(trial.run_dir),
+            self._run_spec(trial),
+            lambda beat: self._listener.ticked(trial, beat),
+            fresh=trial.purpose == "confirm",
+        )
         return self._finish(trial, result)
 
     def _finish(self, trial: TrialRecord, result: TrialResult) -> TrialRecord:

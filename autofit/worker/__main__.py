@@ -1,7 +1,7 @@
 """`python -m autofit.worker VERB ...` or, without autofit installed, `python .../autofit/worker/__main__.py VERB ...`.
 
-Verbs: `run SPEC.json` (also without the word), `trace SPEC.json` (`trace -` for many), `profile ORDER.json OUT`, `probe`;
-`rank SPEC.json` is what `run` starts.
+Verbs: `run SPEC.json` (also without the word), `serve SPEC.json` (runs many like that one), `trace SPEC.json` (`trace -` for
+many), `profile ORDER.json OUT`, `probe`; `rank SPEC.json` is what `run` starts.
 Started by path, the file makes `autofit.worker` importable on its own: no folder with other packages joins `sys.path`.
 """
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-USAGE = "usage: autofit.worker [run] SPEC.json | trace SPEC.json | trace - | profile ORDER.json OUT | probe"
-_VERBS = {"run", "rank", "trace", "profile", "probe"}
+USAGE = "usage: autofit.worker [run] SPEC.json | serve SPEC.json | trace SPEC.json | trace - | profile ORDER.json OUT | probe"
+_VERBS = {"run", "rank", "serve", "trace", "profile", "probe"}
 
 
 def _make_importable() -> None:
@@ -41,13 +41,17 @@ def main(argv: list[str]) -> int:
     except OrderError as error:
         sys.stderr.write(f"autofit.worker: {error}\n")
         return 2
+    if verb == "serve":
+        from autofit.worker.server import serve
+
+        return serve(order)
     if verb == "rank" or _under_torchrun():
         from autofit.worker.rank import run_rank
 
         return run_rank(order)
-    from autofit.worker.supervisor import supervise
+    from autofit.worker.supervisor import rank_command, spawned, supervise
 
-    return supervise(order)
+    return supervise(order, spawned(rank_command(order)))
 
 
 def _asked(verb: str, rest: list[str]) -> int:

@@ -11,10 +11,13 @@ A comma-separated list of:
     ignore-sigterm      supervisor and ranks ignore SIGTERM
     torn-result         the supervisor dies half-way through a result.json written without care
     garbage-result      result.json holds something that is not JSON, and garbage is printed
+    leak-server:MIB     a server keeps that much more memory from each trial on
+    thread-server       a server has a second thread from its first trial on
 """
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -67,6 +70,15 @@ def strike_phase(phase: str, device: str) -> None:
                 import torch
 
                 torch.empty(mebibytes * _MIB, dtype=torch.uint8, device=device)
+
+
+def strike_server() -> None:
+    """Commits the faults planted for a server that has started a trial."""
+    for fault in os.environ.get(VARIABLE, "").split(","):
+        if fault.startswith("leak-server:"):
+            _leaked.append(_touched(int(fault.rpartition(":")[2])))
+        if fault == "thread-server":
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
 
 
 def _touched(mebibytes: int) -> bytearray:

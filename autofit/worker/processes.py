@@ -1,12 +1,73 @@
-"""Dying with one's parent, and what the kernel's OOM killer has done. Linux; standard library only."""
+"""Forking, dying with one's parent, and what the kernel's OOM killer has done. Linux; standard library only."""
 
 import ctypes
 import os
 import signal
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 _PR_SET_PDEATHSIG = 1
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control"), Path("/proc/vmstat"))
+
+
+class Process(Protocol):
+    """What the supervisor asks of a rank's process; `subprocess.Popen` has it too."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status (negative: the signal), as far as `poll` has seen it."""
+
+    def poll(self) -> int | None:
+        """Exit status, or None while it runs."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Sends a signal, unless the process has ended."""
+
+
+class Forked:
+    """A child with a copy of this process's memory. It runs `life` and exits with the status that this returns.
+
+    Only for processes of a single thread: of the others the child has nothing but the locks they hold.
+    """
+
+    def __init__(self, life: Callable[[], int]) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _live(life)
+
+    def poll(self) -> int | None:
+        """See `Process`."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, number: int, /) -> None:
+        """See `Process`."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _live(life: Callable[[], int]) -> None:
+    """A forked child from its first to its last instruction: nothing of its parent's program runs in it."""
+    status = 1
+    try:
+        status = life()
+    except BaseException:  # noqa: BLE001 - the process's own boundary
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
 
 
 def die_with_parent(expected_parent: int | None) -> None:

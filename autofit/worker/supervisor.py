@@ -3,6 +3,8 @@
 Ranks are started here rather than by torchrun, which (torch >= 2.x) puts each rank into a session of its own: a signal to the
 driver's process group would miss them. Here every rank stays in the supervisor's group, and dies with the supervisor, which
 dies with the driver. Even a single rank is a child: what the kernel does to it (SIGKILL) can then be told.
+
+A rank is an interpreter of its own (`spawned`), or a fork of this process, if that has imported everything (`server`).
 """
 
 import os
@@ -12,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,7 +25,7 @@ from autofit.worker.heartbeat import heartbeat_path
 from autofit.worker.merge import result_path, with_resumed, write_result
 from autofit.worker.order import RESUME, Order
 from autofit.worker.outcomes import says_out_of_memory
-from autofit.worker.processes import die_with_parent, kernel_oom_kills
+from autofit.worker.processes import Process, die_with_parent, kernel_oom_kills
 from autofit.worker.report import RankReport, job_id, read_report, report_path
 
 GRACE_SECONDS = 5.0
@@ -32,12 +34,13 @@ POLL_SECONDS = 0.05
 DRIVER_PID = "AUTOFIT_DRIVER_PID"
 SUPERVISOR_PID = "AUTOFIT_SUPERVISOR_PID"
 
-RankCommand = Callable[[int], list[str]]
+StartRank = Callable[[int, Mapping[str, str]], Process]
+"""Starts a rank, given its number and its whole environment."""
 
 
 @dataclass
 class _Rank:
-    process: subprocess.Popen[bytes]
+    process: Process
     ended_by_us: bool = False
 
 
@@ -49,8 +52,8 @@ class _Job:
     oom_kills_before: int = 0
 
 
-def supervise(order: Order, command: RankCommand | None = None) -> int:
-    """Runs the trial to its end and leaves `result.json`. `command` (tests only) replaces what a rank executes.
+def supervise(order: Order, start: StartRank) -> int:
+    """Runs the trial to its end and leaves `result.json`.
 
     Returns 0 when the outcome is COMPLETED, otherwise 1. SIGTERM and SIGINT are passed on to the ranks; what they have
     reported is merged.
@@ -63,20 +66,36 @@ def supervise(order: Order, command: RankCommand | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _terminate(job))
     _clean(order)
-    reports = _run_ranks(job, command, parent)
+    reports = _run_ranks(job, start, parent)
     if order.resume and not job.terminated and all(report.outcome == "COMPLETED" for report in reports):
         os.environ[RESUME] = "1"
-        reports = with_resumed(reports, _run_ranks(job, command, parent))
+        reports = with_resumed(reports, _run_ranks(job, start, parent))
     return _conclude(job, reports)
 
 
-def _run_ranks(job: _Job, command: RankCommand | None, parent: int | None) -> list[RankReport]:
+def spawned(command: list[str]) -> StartRank:
+    """Ranks that execute `command`."""
+
+    def start(_rank: int, environment: Mapping[str, str]) -> Process:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+    return start
+
+
+def rank_command(order: Order) -> list[str]:
+    """What a rank of its own interpreter executes."""
+    return [sys.executable, str(Path(__file__).with_name("__main__.py")), "rank", str(order.spec_path)]
+
+
+def _run_ranks(job: _Job, start: StartRank, parent: int | None) -> list[RankReport]:
     """Starts all ranks, waits for their end, and returns what each reports or what its death tells."""
     order = job.order
     os.environ |= _rendezvous(order)
     job.ranks = []
+    shared = {**os.environ, **rank_environment(order)}
     for rank in range(order.num_ranks):
-        job.ranks.append(_Rank(_start(order, rank, command)))
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), SUPERVISOR_PID: str(os.getpid())}
+        job.ranks.append(_Rank(start(rank, {**shared, **own})))
     _wait(job, parent)
     return [
         read_report(order.folder, number, job_id()) or _obituary(job, number, rank) for number, rank in enumerate(job.ranks)
@@ -107,26 +126,11 @@ def _rendezvous(order: Order) -> dict[str, str]:
     return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(time.time_ns())}
 
 
-def _start(order: Order, rank: int, command: RankCommand | None) -> subprocess.Popen[bytes]:
-    default = [sys.executable, str(Path(__file__).with_name("__main__.py")), "rank", str(order.spec_path)]
-    return subprocess.Popen(
-        command(rank) if command else default,
-        env={**os.environ, **_rank_environment(order, rank)},
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def _rank_environment(order: Order, rank: int) -> dict[str, str]:
-    """What a rank finds in its environment beside the supervisor's own."""
+def rank_environment(order: Order) -> dict[str, str]:
+    """What a trial's ranks find in their environment beside the supervisor's own. Much of it is read when a process starts."""
     ranks = str(order.num_ranks)
     threads = max(1, len(os.sched_getaffinity(0)) // order.num_ranks)
-    chosen = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": ranks,
-        "LOCAL_WORLD_SIZE": ranks,
-        SUPERVISOR_PID: str(os.getpid()),
-    }
+    chosen = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     if order.device == "cpu":
         # Ranks that each start a thread a core fight for the cores: a step then takes up to 20 times longer.
         defaults = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "GLOO_SOCKET_IFNAME": "lo", **CPU_MALLOC}
@@ -191,7 +195,7 @@ def _conclude(job: _Job, reports: list[RankReport]) -> int:
 
 def _obituary(job: _Job, number: int, rank: _Rank) -> RankReport:
     """The report of a rank that left none."""
-    code = rank.process.returncode
+    code = rank.process.returncode or 0
     beat = read_json(heartbeat_path(job.order.folder, number)) or {}
     report = RankReport(rank=number, phase=beat.get("phase", "start"), died="ended" if rank.ended_by_us else "itself")
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code} and left no report"

@@ -28,13 +28,6 @@ class Searched:
     last_words: str
 
 
-def options_of_search() -> str:
-    """What `autofit search --help` prints."""
-    env = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
-    command = [sys.executable, "-m", "autofit.cli", "search", "--help"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=True).stdout
-
-
 def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
     """Starts the search of the workload under `name`, or goes on with it.
 

@@ -136,8 +136,6 @@ def _search(records: list[Record], rehearsal: bool) -> list[str]:
 
 def _warm(records: list[Record], rehearsal: bool) -> list[str]:
     record = records[-1]
-    if not record["available"]:
-        return [f"Not available: {record['reason']}."]
     seconds, pairs = record["wall_seconds"], record["pairs"]
     alike = sum(pair["warm"]["outcome"] == pair["fresh"]["outcome"] for pair in pairs)
     rows = [_ratio(name, [(p["warm"][key], p["fresh"][key]) for p in pairs]) for name, key in _WARM_COLUMNS.items()]

@@ -18,7 +18,6 @@ from benchmarks.gpu import scores, tables
 from benchmarks.gpu.budgets import verdict
 from benchmarks.gpu.bundle import closure, lacking
 from benchmarks.gpu.search import gpu_seconds
-from benchmarks.gpu.warm import switches_in
 
 
 def written(folder: Path, **parts: list[dict[str, Any]]) -> str:
@@ -112,7 +111,20 @@ def test_budgets_growth_safety_search_and_warm_have_their_tables(tmp_path: Path)
     text = written(
         tmp_path,
         budgets=[rung | {"key": "a", "verdict": "hit"}, rung | {"key": "b", "verdict": "miss"}],
-        warm=[common | {"part": "warm", "key": "w", "available": False, "reason": "no option"}],
+        warm=[
+            common
+            | {
+                "part": "warm",
+                "key": "w",
+                "wall_seconds": {"warm": 10.0, "fresh": 62.0},
+                "pairs": [
+                    {
+                        "warm": {"outcome": "COMPLETED", "device": 102, "step_seconds": 1.0},
+                        "fresh": {"outcome": "COMPLETED", "device": 100, "step_seconds": 1.0},
+                    }
+                ],
+            }
+        ],
         safety=[
             common | {"part": "safety", "key": "OOM in load", "available": True, "ok": False, "message": "it hung"},
             common | {"part": "safety", "key": "device taken", "available": False, "reason": "a CPU"},
@@ -131,7 +143,8 @@ def test_budgets_growth_safety_search_and_warm_have_their_tables(tmp_path: Path)
         ],
     )
     assert "| 24GB | 1 | 1 | 0 | 0 | 0 |" in text
-    assert "Not available: no option." in text
+    assert "1 configurations: 10 s warm, 62 s in fresh processes (6.2 times); the same outcome in 1." in text
+    assert "| peak of the device | 2.0% | 2.0% |" in text
     assert "**NOT as expected**" in text and "not tried here" in text
     assert "| qwen2.5-vl | 2 | COMPLETED | 2.00 GiB | 2.00 GiB | 1.0% / 2.0% |" in text
 
@@ -150,18 +163,6 @@ def test_the_gpus_seconds_add_up_to_the_wall_time() -> None:
     )
     use = gpu_seconds([trial], 42.0)
     assert use == {"start-up": 10.0, "measuring": 15.0, "rest of the trials": 5.0, "between": 12.0}
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("--warm / --no-warm  Keep one", (("--warm",), ("--no-warm",))),
-        ("--fresh  A process for each", ((), ("--fresh",))),
-        ("--trials INTEGER  --warmup-steps", None),
-    ],
-)
-def test_a_warm_worker_is_known_by_its_option(text: str, expected: Any) -> None:
-    assert switches_in(text) == expected
 
 
 def test_the_bundle_carries_what_is_pure_or_lacking() -> None:

@@ -20,13 +20,19 @@ QUICK = Limits(trial=20.0, load=10.0, hang=0.6, term_grace=0.4)
 Build = Callable[..., RunSpec]
 
 
-@pytest.fixture
+@pytest.fixture(params=[False, True], ids=["fresh", "warm"])
 def run(
-    stub_python: str, cpu: Hardware, tmp_path: Path, run_spec: Build, monkeypatch: pytest.MonkeyPatch
+    stub_python: str,
+    cpu: Hardware,
+    tmp_path: Path,
+    run_spec: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> Callable[..., TrialResult]:
     def go(fault: str = "", limits: Limits = QUICK, **fields: object) -> TrialResult:
         monkeypatch.setenv("AUTOFIT_STUB", fault)
-        return LocalExecutor(stub_python, cpu, limits).run(tmp_path / "run", run_spec(**fields), lambda beat: None)
+        with LocalExecutor(stub_python, cpu, limits, warm=request.param) as executor:
+            return executor.run(tmp_path / "run", run_spec(**fields), lambda beat: None)
 
     return go
 

@@ -1,5 +1,7 @@
 """A supervisor whose ranks train nothing: `fake_job.py SPEC` supervises, `fake_job.py rank SPEC` is one rank.
 
+`fake_job.py serve SPEC` takes spec files from standard input and forks both.
+
 All but the engine is the real thing; the standard library suffices. The engine makes STEPS steps of 20 ms, or does what
 FAKE_ENGINE says of its rank: `oom:1` (an OOM whose peer then loses its connection), `oom-resumed:1` (an OOM, but only after
 resuming), `abort:0` (dies in C++, with last words).
@@ -14,7 +16,8 @@ from autofit.worker import faults, rank
 from autofit.worker.heartbeat import Heartbeat
 from autofit.worker.order import Order, read_order
 from autofit.worker.report import RankReport
-from autofit.worker.supervisor import supervise
+from autofit.worker.server import serve
+from autofit.worker.supervisor import spawned, supervise
 
 
 def engine(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
@@ -45,8 +48,11 @@ def engine(order: Order, report: RankReport, heartbeat: Heartbeat) -> None:
 
 
 if __name__ == "__main__":
+    rank.ENGINES["transformers"] = lambda: engine
+    path = Path(sys.argv[-1])
     if sys.argv[1] == "rank":
-        rank.ENGINES["transformers"] = lambda: engine
-        sys.exit(rank.run_rank(read_order(Path(sys.argv[2]))))
-    path = sys.argv[1]
-    sys.exit(supervise(read_order(Path(path)), lambda _rank: [sys.executable, __file__, "rank", path]))
+        sys.exit(rank.run_rank(read_order(path)))
+    if sys.argv[1] == "serve":
+        os.environ["AUTOFIT_SERVER"] = "1"  # it has what its ranks will have
+        sys.exit(serve(read_order(path), lambda _: None, rank.run_rank))
+    sys.exit(supervise(read_order(path), spawned([sys.executable, __file__, "rank", str(path)])))
