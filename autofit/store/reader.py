@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from autofit.errors import StoreError, UsageError
+from autofit.errors import NotFound, StoreError, UsageError
 from autofit.store import schema
 from autofit.store.sqlite import check_file, connect, database_file, explain
 from autofit.store.where import nearest, parse_where
@@ -106,6 +106,7 @@ class Reader:
         *,
         descending: bool = False,
         limit: int | None = None,
+        offset: int = 0,
     ) -> Rows:
         """Trials as rows of the view `trial_list`, by study and number unless `sort` names a column; empty values come last.
 
@@ -113,6 +114,7 @@ class Reader:
             where: a condition over the view's columns in SQL's words, for example
                 `peak_reserved_gib < 70 and zero_stage = 3`.
             limit: None for all.
+            offset: rows to leave out before the first.
 
         Raises:
             UsageError: an unknown column (names the nearest), or a condition that is none.
@@ -133,7 +135,7 @@ class Reader:
         # Which rows is asked first, of few columns; only those are then read whole. All parts were checked above.
         chosen = f"SELECT id FROM trial_list WHERE {' AND '.join(conditions) or 'true'} ORDER BY {order}"  # noqa: S608
         if limit is not None:
-            chosen += f" LIMIT {limit + 1}"
+            chosen += f" LIMIT {limit + 1} OFFSET {offset}"
         sql = f"SELECT {', '.join(columns)} FROM trial_list WHERE id IN ({chosen}) ORDER BY {order}"  # noqa: S608
         try:
             return self._rows(sql, tuple(values), limit=limit)
@@ -178,7 +180,7 @@ class Reader:
         found = self._rows(sql, values).as_dicts()
         if not found:
             where = f"study '{study}'" if study is not None else "this database"
-            raise StoreError(f"{where} has no trial {trial_number}; see autofit trials")
+            raise NotFound(f"{where} has no trial {trial_number}; see autofit trials")
         if len(found) > 1:
             names = ", ".join(row["study"] for row in found[-5:])
             raise StoreError(f"{len(found)} studies have a trial {trial_number}; say which with --study (among them {names})")
@@ -240,10 +242,10 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
     return sqlite3.SQLITE_DENY
 
 
-def no_such_study(name: str, names: list[str]) -> StoreError:
+def no_such_study(name: str, names: list[str]) -> NotFound:
     """Names the studies nearest to `name`."""
     if not names:
-        return StoreError(f"there is no study '{name}': the database has none yet; `autofit search` makes one")
+        return NotFound(f"there is no study '{name}': the database has none yet; `autofit search` makes one")
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(repr(one) for one in near)}?" if near else f"studies: {', '.join(names[-5:])}"
-    return StoreError(f"there is no study '{name}'; {hint}")
+    return NotFound(f"there is no study '{name}'; {hint}")
