@@ -52,6 +52,7 @@ class Reader:
         check_file(file, create=False)
         self._file = file
         self._deadline = float("inf")
+        self._inode = file.stat().st_ino
         try:
             self._connection = connect(file, read_only=True)
             try:
@@ -76,6 +77,17 @@ class Reader:
     def close(self) -> None:
         """Closes the connection."""
         self._connection.close()
+
+    def check(self) -> None:
+        """Says whether this still is the database that was opened, for whoever keeps a reader.
+
+        Raises:
+            StoreError: the file is gone, is another one, or has been upgraded.
+        """
+        check_file(self._file, create=False)
+        if self._file.stat().st_ino != self._inode:
+            raise StoreError(f"database {self._file} was replaced by another file")
+        schema.require_current(schema.read_schema(self._connection, self._file), self._file)
 
     def __enter__(self) -> Self:
         return self
@@ -163,8 +175,16 @@ class Reader:
         except _SqlError as error:
             raise UsageError(f"query: {error}") from error
 
+    def ask(self, sql: str, values: tuple[object, ...] = ()) -> Rows:
+        """A question that this program wrote itself; what a user wrote goes to `query`.
+
+        Raises:
+            StoreError: the database cannot be read, or the answer takes longer than QUERY_SECONDS.
+        """
+        return self._rows(sql, values)
+
     def trial_document(self, trial_number: int, study: str | None = None) -> dict[str, Any]:
-        """One trial whole: its columns by name, with `spec`, `result`, `versions`, `hardware` and `timings` as objects.
+        """One trial whole: its columns by name, the JSON ones (`spec`, `prediction`, `result`, `versions`, ...) as objects.
 
         Raises:
             StoreError: no such trial, or `study` is None and several studies have one of this number.
@@ -172,7 +192,7 @@ class Reader:
         if study is not None:
             self._study_id(study)
         sql = """
-            SELECT s.name AS study, t.*, d.spec, d.result
+            SELECT s.name AS study, t.*, d.spec, d.prediction, d.result
             FROM trials AS t JOIN studies AS s ON s.id = t.study_id JOIN trial_documents AS d ON d.trial_id = t.id
             WHERE t.trial_number = ?
         """
@@ -185,7 +205,7 @@ class Reader:
             names = ", ".join(row["study"] for row in found[-5:])
             raise StoreError(f"{len(found)} studies have a trial {trial_number}; say which with --study (among them {names})")
         document = {name: value for name, value in found[0].items() if name not in {"id", "study_id"}}
-        for name in ("spec", "result", "versions", "hardware", "timings"):
+        for name in ("spec", "prediction", "result", "versions", "hardware", "timings"):
             document[name] = json.loads(document[name]) if document[name] else None
         return document
 
