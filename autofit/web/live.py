@@ -29,10 +29,10 @@ LOG_EVENTS = 20_000
 """Events that are kept for listeners that come back; one that is further behind gets a new snapshot."""
 
 _TRIALS = """SELECT t.trial_number, t.state, t.attempt, t.purpose, t.outcome, t.phase, t.samples_per_second,
-    t.tokens_per_second, t.peak_device_bytes, t.margin_bytes, t.predicted_peak_bytes, t.predicted_samples_per_second, t.method, t.lora_rank,
-    t.micro_batch_size, t.gradient_accumulation_steps, t.cutoff_len, t.zero_stage, t.gradient_checkpointing,
-    t.freeze_vision_tower, t.freeze_multi_modal_projector, t.freeze_language_model, t.started_at, t.finished_at, t.message
-    FROM trials t JOIN studies s ON s.id = t.study_id WHERE s.name = ?"""
+    t.tokens_per_second, t.peak_device_bytes, t.margin_bytes, t.predicted_peak_bytes, t.predicted_samples_per_second,
+    t.method, t.lora_rank, t.micro_batch_size, t.gradient_accumulation_steps, t.cutoff_len, t.zero_stage,
+    t.gradient_checkpointing, t.freeze_vision_tower, t.freeze_multi_modal_projector, t.freeze_language_model,
+    t.started_at, t.finished_at, t.message FROM trials t JOIN studies s ON s.id = t.study_id WHERE s.name = ?"""
 _KEYS = "SELECT t.trial_number, t.state, t.attempt FROM trials t JOIN studies s ON s.id = t.study_id WHERE s.name = ?"
 _RUNNING = """SELECT t.trial_number, t.run_dir, s.hardware, s.device FROM trials t JOIN studies s ON s.id = t.study_id
     WHERE s.name = ? AND t.state = 'RUNNING' ORDER BY t.trial_number"""

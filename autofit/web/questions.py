@@ -113,7 +113,7 @@ def studies(reader: Reader) -> list[dict[str, Any]]:
         found.setdefault(name, _waiting(name, job))["job"] = job
     for row in _ask(reader, _BEST).as_dicts():
         found[row.pop("study")]["best"] = row
-    return sorted(found.values(), key=lambda study: str(study["created_at"]), reverse=True)
+    return sorted(reversed(found.values()), key=lambda study: str(study["created_at"]), reverse=True)
 
 
 def study(reader: Reader, name: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def study(reader: Reader, name: str) -> dict[str, Any]:
         if job is None:
             reader.trial_rows(name, limit=1)  # raises what names the nearest
         return {**_waiting(name, job or {}), "job": job}
-    best = _ask(reader, _BEST + " WHERE study = ?", name).as_dicts()
+    best = [{key: row[key] for key in row if key != "study"} for row in _ask(reader, _BEST + " WHERE study = ?", name).as_dicts()]
     return {**_shaped(rows[0]), "job": job, "best": best[0] if best else None}
 
 

@@ -26,6 +26,8 @@ from autofit.web.schemas import Asked, Explained, Predicted, Study, TrialNumber
 router = APIRouter(prefix="/api", tags=["predictions"], responses=RESPONSES)
 BINS = 240
 """Points of a timeline over all its segments; each is the highest of its bin, so that no peak is lost."""
+_SUMS = {"activations_and_gathers": ("activations and gathers", words.TERMS["activations"][1])}
+"""Terms that a prediction under ZeRO has and a timeline tells apart."""
 _MOST = 2**16
 """Largest micro-batch and accumulation that is answered: arithmetic beyond it says nothing about any card."""
 
@@ -103,7 +105,8 @@ def _document(prediction: Prediction, budget: int | None, steps: Timeline | None
 
 
 def _term(name: str, size: int) -> dict[str, Any]:
-    label, colour = words.TERMS.get(name, (words.BESIDE.get(name, name.replace("_", " ")), None))
+    beside = (words.BESIDE.get(name, name.replace("_", " ")), None)
+    label, colour = _SUMS.get(name) or words.TERMS.get(name, beside)
     return {"name": name, "label": label, "colour": colour, "bytes": size}
 
 

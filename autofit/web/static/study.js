@@ -37,6 +37,7 @@ function drawFront() {
   }
   const points = [];
   for (const row of rows.values()) {
+    if (!row.outcome) continue; // it runs
     const failed = !["COMPLETED", "PREDICTED", "GROWTH", "THRASH"].includes(row.outcome);
     const peak = peakOf(row) ?? (failed ? budget : null);
     if (peak === null || (failed && predicted() && speedOf(row) === null)) continue;
@@ -47,7 +48,7 @@ function drawFront() {
   const rank = { failed: 0, over: 0, other: 1, front: 2 };
   points.sort((a, b) => rank[a.kind] - rank[b.kind] || a.x - b.x);
   const line = best.map((row) => ({ x: gib(peakOf(row)), y: speedOf(row) })).sort((a, b) => a.x - b.x);
-  if (points.length) scatter(at("pareto"), { points, front: line, budget: budget ? gib(budget) : null, xName: "peak memory", yName: "samples/s" });
+  if (points.some((point) => point.y > 0)) scatter(at("pareto"), { points, front: line, budget: budget ? gib(budget) : null, xName: "peak memory", yName: "samples/s" });
 }
 
 function drawProgress() {
@@ -102,11 +103,12 @@ function tellStudy() {
     at("best-peak").textContent = size(peakOf(row));
     at("best-margin").textContent = `predicted, of a budget of ${size(now.memory_budget_bytes)}`;
   }
-  at("count").textContent = now.trials.toLocaleString("en");
+  const done = now.trials - now.running;
+  at("count").textContent = done.toLocaleString("en");
   const wanted = now.job?.trials_wanted;
   at("wanted").textContent = wanted && !predicted() ? ` of ${wanted}` : "";
   const over = now.status === "FINISHED";
-  at("bar").value = over ? 1 : wanted ? Math.min(1, now.trials / wanted) : 0;
+  at("bar").value = over ? 1 : wanted ? Math.min(1, done / wanted) : 0;
   at("bar").hidden = !over && !wanted;
   at("ooms").textContent = predicted() ? now.skipped : now.out_of_memory + now.skipped;
   const message = now.job?.message;
@@ -186,6 +188,7 @@ async function offerExport() {
   at("export-what").textContent = `Trial ${number}, ${now.winner_trial_number === number ? "the winner" : "the best so far, not confirmed yet"}, as files that the launcher takes.`;
   try {
     const found = await get(`${base}/export?${query}`);
+    at("copy").hidden = false;
     at("command").textContent = found.command;
     at("export-warning").hidden = !found.warning;
     at("export-warning").textContent = found.warning ?? "";
@@ -199,9 +202,8 @@ async function offerExport() {
         return [title, body];
       }),
     );
-    for (const id of ["download-yaml", "download-zip"]) at(id).removeAttribute("aria-disabled");
   } catch (fault) {
-    at("command").textContent = "";
+    at("copy").hidden = true;
     at("files").replaceChildren();
     at("export-warning").hidden = false;
     at("export-warning").textContent = fault.message;
