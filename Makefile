@@ -1,4 +1,4 @@
-# make setup demo test lint types layers check bench - `make check` is what CI runs
+# make setup demo test lint types layers check browser serve bench - `make check` is what CI runs
 PYTHON ?= python3
 VENV := .venv
 LLAMAFACTORY_VENV := .venv-llamafactory
@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup llamafactory-env demo test lint types layers check bench gpu-bundle gpu-evidence clean
+.PHONY: setup llamafactory-env browser demo serve test lint types layers check bench gpu-bundle gpu-evidence clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +25,14 @@ LLAMAFACTORY_FILES := scripts/llamafactory-env.sh scripts/llamafactory-constrain
 $(LLAMAFACTORY_VENV)/.ready: $(LLAMAFACTORY_FILES)
 	PYTHON=$(PYTHON) scripts/llamafactory-env.sh $(LLAMAFACTORY_VENV)
 	touch $@
+
+# what the tests of the pages drive; without it they are skipped and say so
+browser:
+	command -v chromium chromium-browser google-chrome || { apt-get update && apt-get install -y --no-install-recommends chromium; }
+
+# the service over ./autofit.db, on this machine only: http://127.0.0.1:8080
+serve: setup
+	$(BIN)/autofit serve --root .
 
 test: setup llamafactory-env
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -51,11 +59,12 @@ demo: setup
 	    --device cpu --gpu-mem 220MB --trials 14 --study demo --runs $(DEMO)/runs
 	$(AUTOFIT_DEMO) export --study demo --launcher llamafactory -o $(DEMO)/best
 
-# figures that tests do not assert: start-up and queries over 100,000 trials, and what measuring costs a trial
+# figures that tests do not assert: start-up, queries and readers over 100,000 trials, and what measuring costs a trial
 bench: setup
 	$(BIN)/python benchmarks/startup.py
 	test -e $(DEMO)/autofit.db || $(MAKE) demo
 	$(BIN)/python benchmarks/trial_fidelity.py
+	$(BIN)/python benchmarks/service_load.py
 
 # what a machine with a GPU and no network needs: the project and the wheels that Python 3.12 with torch, transformers, peft and
 # accelerate lacks; there: sh install.sh

@@ -21,6 +21,14 @@ class StoreError(AutofitError):
     """The database cannot be read or written as it is."""
 
 
+class NotFound(StoreError):  # noqa: N818 - says what it is
+    """The database has no study or trial of that name."""
+
+
+class Conflict(AutofitError):  # noqa: N818 - says what it is
+    """What is asked cannot be done in the state that a study is in."""
+
+
 class LaunchError(AutofitError):
     """A trial could not be started, or its device is not free."""
 

@@ -102,6 +102,24 @@ def _verify() -> Implementation:
     return verify
 
 
+def _serve() -> Implementation:
+    from autofit.cli.serve import serve
+
+    return serve
+
+
+def _supervise() -> Implementation:
+    from autofit.cli.supervise import supervise
+
+    return supervise
+
+
+def _token() -> Implementation:
+    from autofit.cli.token import app
+
+    return app()
+
+
 def _db() -> Implementation:
     from autofit.cli.database import app
 
@@ -127,6 +145,9 @@ COMMANDS: dict[str, Command] = {
     "report": Command("Write a study's findings as one HTML page.", _report),
     "launch": Command("Run the launcher on what was exported.", _launch),
     "verify": Command("Say whether an export's certificate still holds here.", _verify),
+    "serve": Command("Serve the database: web pages and REST.", _serve),
+    "supervise": Command("Run the searches that were submitted to the service.", _supervise),
+    "token": Command("Add, list and revoke the service's access tokens.", _token),
     "db": Command("The database's schema: its revision, and its upgrade.", _db),
     "doctor": Command("Say what is installed and what is missing.", _doctor),
 }

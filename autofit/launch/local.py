@@ -257,16 +257,16 @@ def read_heartbeat(run_dir: Path) -> Heartbeat | None:
     )
 
 
-def log_tail(run_dir: Path, lines: int = 1) -> str:
-    """The last lines of stderr.log that are not empty."""
+def log_tail(run_dir: Path, lines: int = 1, name: str = "stderr.log") -> str:
+    """The last lines of a log that are not empty."""
     try:
-        with (run_dir / "stderr.log").open("rb") as stream:
+        with (run_dir / name).open("rb") as stream:
             stream.seek(0, 2)
             stream.seek(max(0, stream.tell() - 16_384))
             text = stream.read().decode(errors="replace")
     except OSError:
         return "no log"
-    return "\n".join([line.strip() for line in text.splitlines() if line.strip()][-lines:]) or "no message in stderr.log"
+    return "\n".join([line.strip() for line in text.splitlines() if line.strip()][-lines:]) or f"no message in {name}"
 
 
 def kernel_oom_kills() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from autofit.errors import StoreError, UsageError
+from autofit.errors import NotFound, StoreError, UsageError
 from autofit.store import schema
 from autofit.store.sqlite import check_file, connect, database_file, explain
 from autofit.store.where import nearest, parse_where
@@ -52,6 +52,7 @@ class Reader:
         check_file(file, create=False)
         self._file = file
         self._deadline = float("inf")
+        self._inode = file.stat().st_ino
         try:
             self._connection = connect(file, read_only=True)
             try:
@@ -76,6 +77,17 @@ class Reader:
     def close(self) -> None:
         """Closes the connection."""
         self._connection.close()
+
+    def check(self) -> None:
+        """Says whether this still is the database that was opened, for whoever keeps a reader.
+
+        Raises:
+            StoreError: the file is gone, is another one, or has been upgraded.
+        """
+        check_file(self._file, create=False)
+        if self._file.stat().st_ino != self._inode:
+            raise StoreError(f"database {self._file} was replaced by another file")
+        schema.require_current(schema.read_schema(self._connection, self._file), self._file)
 
     def __enter__(self) -> Self:
         return self
@@ -106,6 +118,7 @@ class Reader:
         *,
         descending: bool = False,
         limit: int | None = None,
+        offset: int = 0,
     ) -> Rows:
         """Trials as rows of the view `trial_list`, by study and number unless `sort` names a column; empty values come last.
 
@@ -113,6 +126,7 @@ class Reader:
             where: a condition over the view's columns in SQL's words, for example
                 `peak_reserved_gib < 70 and zero_stage = 3`.
             limit: None for all.
+            offset: rows to leave out before the first.
 
         Raises:
             UsageError: an unknown column (names the nearest), or a condition that is none.
@@ -133,7 +147,7 @@ class Reader:
         # Which rows is asked first, of few columns; only those are then read whole. All parts were checked above.
         chosen = f"SELECT id FROM trial_list WHERE {' AND '.join(conditions) or 'true'} ORDER BY {order}"  # noqa: S608
         if limit is not None:
-            chosen += f" LIMIT {limit + 1}"
+            chosen += f" LIMIT {limit + 1} OFFSET {offset}"
         sql = f"SELECT {', '.join(columns)} FROM trial_list WHERE id IN ({chosen}) ORDER BY {order}"  # noqa: S608
         try:
             return self._rows(sql, tuple(values), limit=limit)
@@ -161,8 +175,16 @@ class Reader:
         except _SqlError as error:
             raise UsageError(f"query: {error}") from error
 
+    def ask(self, sql: str, values: tuple[object, ...] = ()) -> Rows:
+        """A question that this program wrote itself; what a user wrote goes to `query`.
+
+        Raises:
+            StoreError: the database cannot be read, or the answer takes longer than QUERY_SECONDS.
+        """
+        return self._rows(sql, values)
+
     def trial_document(self, trial_number: int, study: str | None = None) -> dict[str, Any]:
-        """One trial whole: its columns by name, with `spec`, `result`, `versions`, `hardware` and `timings` as objects.
+        """One trial whole: its columns by name, the JSON ones (`spec`, `prediction`, `result`, `versions`, ...) as objects.
 
         Raises:
             StoreError: no such trial, or `study` is None and several studies have one of this number.
@@ -170,7 +192,7 @@ class Reader:
         if study is not None:
             self._study_id(study)
         sql = """
-            SELECT s.name AS study, t.*, d.spec, d.result
+            SELECT s.name AS study, t.*, d.spec, d.prediction, d.result
             FROM trials AS t JOIN studies AS s ON s.id = t.study_id JOIN trial_documents AS d ON d.trial_id = t.id
             WHERE t.trial_number = ?
         """
@@ -178,12 +200,12 @@ class Reader:
         found = self._rows(sql, values).as_dicts()
         if not found:
             where = f"study '{study}'" if study is not None else "this database"
-            raise StoreError(f"{where} has no trial {trial_number}; see autofit trials")
+            raise NotFound(f"{where} has no trial {trial_number}; see autofit trials")
         if len(found) > 1:
             names = ", ".join(row["study"] for row in found[-5:])
             raise StoreError(f"{len(found)} studies have a trial {trial_number}; say which with --study (among them {names})")
         document = {name: value for name, value in found[0].items() if name not in {"id", "study_id"}}
-        for name in ("spec", "result", "versions", "hardware", "timings"):
+        for name in ("spec", "prediction", "result", "versions", "hardware", "timings"):
             document[name] = json.loads(document[name]) if document[name] else None
         return document
 
@@ -240,10 +262,10 @@ def _authorize(action: int, first: str | None, second: str | None, database: str
     return sqlite3.SQLITE_DENY
 
 
-def no_such_study(name: str, names: list[str]) -> StoreError:
+def no_such_study(name: str, names: list[str]) -> NotFound:
     """Names the studies nearest to `name`."""
     if not names:
-        return StoreError(f"there is no study '{name}': the database has none yet; `autofit search` makes one")
+        return NotFound(f"there is no study '{name}': the database has none yet; `autofit search` makes one")
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(repr(one) for one in near)}?" if near else f"studies: {', '.join(names[-5:])}"
-    return StoreError(f"there is no study '{name}'; {hint}")
+    return NotFound(f"there is no study '{name}'; {hint}")

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from autofit.config.record import Purpose, StudyRecord, StudyStatus, TrialRecord
 from autofit.config.result import TrialResult
-from autofit.errors import StoreError
+from autofit.errors import NotFound, StoreError
 from autofit.store import schema
 from autofit.store.reader import Reader, Rows, no_such_study
 from autofit.store.rows import result_row, study_record, study_row, to_json, to_text, trial_record, trial_row
@@ -272,7 +272,7 @@ class Store:
         wanted = (trials.c.study_id == study["id"]) & (trials.c.trial_number == trial_number)
         row = connection.execute(_whole_trials().where(wanted)).mappings().first()
         if row is None:
-            raise StoreError(f"study '{study['name']}' has no trial {trial_number}; see autofit trials --study {study['name']}")
+            raise NotFound(f"study '{study['name']}' has no trial {trial_number}; see autofit trials --study {study['name']}")
         return dict(row)
 
     def _running_row(self, connection: Connection, study: str, trial_number: int) -> dict[str, Any]:

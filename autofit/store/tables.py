@@ -228,3 +228,29 @@ Index(
     trials.c.peak_device_bytes,
     sqlite_where=text(FITS),
 )
+
+queue = Table(
+    "queue",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("study", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("submitted_by", Text, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("wish", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("device_set", Text),
+    Column("attempt", Integer, nullable=False),
+    Column("started_at", Text),
+    Column("finished_at", Text),
+    Column("message", Text),
+    UniqueConstraint("study", name="uq_queue_study"),
+    CheckConstraint("wish IN ('RUN', 'PAUSE', 'CANCEL')", name="ck_queue_wish"),
+    CheckConstraint("state IN ('QUEUED', 'RUNNING', 'PAUSED', 'CANCELLED', 'DONE', 'FAILED')", name="ck_queue_state"),
+    CheckConstraint(
+        "attempt >= 0 AND (attempt = 0) = (started_at IS NULL) AND (attempt = 0) = (device_set IS NULL)",
+        name="ck_queue_started",
+    ),
+    CheckConstraint("(state IN ('CANCELLED', 'DONE', 'FAILED')) = (finished_at IS NOT NULL)", name="ck_queue_finished"),
+)
+Index("ix_queue_state", queue.c.state, queue.c.id)

@@ -1,0 +1,1 @@
+"""`/api/...`: one module a subject. Each function parses, makes one library call, answers."""
