@@ -32,6 +32,9 @@ _ROLES = {
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 
+TABBED = 60
+"""Links of a picture that the tab key stops at; of more, none: whoever uses the keyboard would never get past them."""
+
 Draw = Callable[["Figure"], None]
 Size = tuple[float, float]
 """Inches, width before height."""
@@ -104,6 +107,8 @@ def _link(parent: ET.Element, links: Mapping[str, Link]) -> None:
             _link(child, links)
             continue
         anchor = ET.Element(f"{{{_SVG}}}a", {"href": link.href, "aria-label": link.title})
+        if len(links) > TABBED:
+            anchor.set("tabindex", "-1")
         ET.SubElement(anchor, f"{{{_SVG}}}title").text = link.title
         anchor.append(child)
         parent[place] = anchor

@@ -102,9 +102,11 @@ def _draw_labels(axes: "Axes", findings: Findings, unit: int) -> None:
         place = (winner.peak_device_bytes / unit, winner.rate)
         x, y = place
         axes.plot([x], [y], marker="o", markersize=14, markerfacecolor="none", markeredgecolor=INK, zorder=8)
-        _label(axes, place, f"{winner.trial_number} winner", (11, 5), weight="bold")
         x, y = axes.transData.transform(place)
-        taken += [(x + _WIDE * step, y) for step in range(4)]
+        left = axes.transAxes.inverted().transform((x, y))[0] > 0.6
+        where = (-11, 5) if left else (11, 5)
+        _label(axes, place, f"{winner.trial_number} winner", where, weight="bold", ha="right" if left else "left")
+        taken += [(x + (-1 if left else 1) * _WIDE * step, y) for step in range(4)]
     others = [one for one in findings.front if one.trial_number not in {None, findings.study.winner_trial_number}]
     others.sort(key=lambda one: bool(findings.legal.breaches(one.spec)))
     marks = [(one, ((one.peak_device_bytes or 0) / unit, one.rate or 0.0)) for one in others]

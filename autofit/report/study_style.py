@@ -95,6 +95,7 @@ footer p { margin: 0; max-width: 78ch; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   nav { display: none; } .wide { display: block; } .narrow { display: none; }
   section, figure, .tiles, tr { break-inside: avoid; } #trials { break-inside: auto; }
+  h2 { break-after: avoid; } #trials { break-before: page; } .reason, .mark, thead th { font-size: 1em; }
   .scroll { overflow: visible; } table { font-size: 8.5pt; } th, td { padding: .25rem .5rem .25rem 0; }
   .told { min-width: 0; } a { color: inherit; text-decoration: none; }
 }
