@@ -220,7 +220,7 @@ class _Driver:
             confirmed_by=confirmed_by,
             legal=legal,
             front=tuple(pareto_front(figures(self._study, trials), legal)),
-            compromises=tuple(compromise_table(self._study, legal, trials, winner) if winner else ()),
+            compromises=tuple(compromise_table(self._study, legal, trials, winner, self._guidance.forecasts) if winner else ()),
             miss=None if winner else nearest(self._study, self._guidance.context(trials), self._foresight),
             stop_reason=stop_reason,
         )

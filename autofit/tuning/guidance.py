@@ -42,7 +42,7 @@ class Guidance:
         return Context(
             **{
                 **vars(context),
-                "forecasts": self._forecasts,
+                "forecasts": self.forecasts,
                 "earlier": self._earlier,
                 # an answer that needs no run for its winner needs none for what others would cost
                 "compromises": 0 if only_taken_over else context.compromises,
@@ -50,7 +50,10 @@ class Guidance:
         )
 
     @cached_property
-    def _forecasts(self) -> Mapping[TrialSpec, Prediction]:
+    def forecasts(self) -> Mapping[TrialSpec, Prediction]:
+        """Predictions of the space's configurations; empty for another sampler than `guided`, and where there are none."""
+        if self._plan.study.sampler != "guided":
+            return {}
         return self._foresight.survey(self._plan.legal.points) if self._foresight else {}
 
     @cached_property
