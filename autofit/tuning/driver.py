@@ -44,7 +44,12 @@ from autofit.tuning.winner import ranking, within_budget
 from autofit.units import format_bytes
 
 CONFIRM_FACTOR = 10
-"""A confirmation runs this many times as long as a trial."""
+"""A confirmation runs this many times as long as a trial.
+
+Two rungs, then: every configuration gets the trial's few steps in a forked process, and the leaders, best first and until one
+holds, this many times as many in new processes. A rung in between would time steps that the trials have timed already; what a
+trial is too short for (growth, evaluation, saving, resuming) needs the whole length.
+"""
 CONFIRM_CANDIDATES = 3
 CHECKPOINT_STATE_BYTES = 12
 """Bytes per trained parameter that a checkpoint holds beside the weights: fp32 masters and two moments."""

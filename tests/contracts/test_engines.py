@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_runs import LLAMAFACTORY, PYTHON, ROOT, Run, execute, run_spec
+from engine_runs import LLAMAFACTORY, PYTHON, ROOT, Run, execute, hardware, run_spec
 
 from autofit.config.model import ModelRef, resolve_model
 from autofit.config.result import TrialResult
 from autofit.config.space import DatasetRef, SearchSpace
 from autofit.config.trial import Images, TrialSpec
 from autofit.launch.environment import probe
-from autofit.launch.local import Limits
+from autofit.launch.local import Limits, LocalExecutor
 from autofit.predict.predictor import Predictor
 from autofit.tuning.batches import Batches
 from autofit.tuning.data import read_data
@@ -182,6 +182,28 @@ def test_a_budget_is_a_real_limit(trial: Run, engine: str) -> None:
     assert result.phase in {"forward", "backward", "optimizer_step"}
     assert result.requested_bytes > 0
     assert result.peak_device_bytes < roomy.peak_device_bytes
+
+
+def test_forked_trials_are_what_fresh_ones_are(trial: Run, engine: str, tiny: Path, tmp_path: Path) -> None:
+    """Also after an OOM: nothing of a trial is left in the server."""
+    fresh = whole(trial, engine)
+    wanted = {"measure": WHOLE_LIFE, "micro_batch_size": 2, "gradient_accumulation_steps": 2}
+    peaks = fresh.ranks[0].phase_peak_bytes
+    too_little = (peaks["load"] + fresh.peak_device_bytes) // 2
+    orders = [run_spec(engine, tiny, **wanted, budget=budget) for budget in (None, too_little, None)]
+    said: list[str] = []
+    with LocalExecutor(str(PYTHON[engine]), hardware(1), Limits(hang=300.0), warm=True, say=said.append) as executor:
+        first, starved, last = (executor.run(tmp_path / f"{at}", order, lambda _: None) for at, order in enumerate(orders))
+    assert said == []
+    assert (starved.outcome, starved.memory_limit) == ("OOM", "RLIMIT_DATA")
+    for result in (first, last):
+        assert result.outcome == "COMPLETED", result.message
+        assert (result.losses, result.resumed_loss) == (fresh.losses, fresh.resumed_loss)
+        assert (result.precision_mode, result.versions) == (fresh.precision_mode, fresh.versions)
+        assert result.trainable_parameters == fresh.trainable_parameters
+        assert set(result.ranks[0].phase_peak_bytes) == set(peaks)
+        assert result.ranks[0].baseline_bytes == pytest.approx(fresh.ranks[0].baseline_bytes, rel=0.03)
+        assert result.peak_device_bytes == pytest.approx(fresh.peak_device_bytes, rel=0.15)  # two fresh runs: up to 0.12
 
 
 @pytest.mark.parametrize("zero_stage", [2, 3])

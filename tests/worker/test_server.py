@@ -67,7 +67,13 @@ def start() -> Iterator[Callable[..., Server]]:
 
 
 def gone(pids: list[int]) -> bool:
-    return not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids)
+    for pid in pids:
+        try:
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:
+            continue
+    return True
 
 
 def test_one_server_runs_trials_that_end_as_they_would_alone(start: Callable[..., Server], tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_a_trial_is_a_group_of_its_own_and_can_be_ended_alone(start: Callable[..
     assert {os.getpgid(pid) for pid in pids} == {group} != {os.getpgid(server.process.pid)}
     os.killpg(group, signal.SIGKILL)
     assert server.answer() == {"exit": -signal.SIGKILL}
-    assert gone(pids)
+    wait_for(lambda: gone(pids))
     assert server.order(other).keys() == {"pid"}
 
 
