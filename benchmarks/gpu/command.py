@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.store.store import Store
 from benchmarks.gpu.place import ROOT, OutOfTimeError, Place
+from benchmarks.gpu.records import Ledger
 
+SESSION = "session"
+"""In the key of a record that only says how long an unfinished call took."""
 _GRACE_SECONDS = 30.0
 
 
@@ -23,9 +26,11 @@ class Searched:
     study: StudyRecord
     trials: list[TrialRecord]
     seconds: float
-    """Of this call."""
+    """Wall time."""
     status: int
     last_words: str
+    sessions: int = 1
+    """Calls that it took."""
 
 
 def options_of_search() -> str:
@@ -33,6 +38,24 @@ def options_of_search() -> str:
     env = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
     command = [sys.executable, "-m", "autofit.cli", "search", "--help"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=True).stdout
+
+
+def search_in_sessions(place: Place, ledger: Ledger, name: str, more: tuple[str, ...] = ()) -> Searched:
+    """`search`, over as many calls as it takes: its seconds are those of all of them, kept in the part's ledger.
+
+    Raises:
+        OutOfTimeError: as `search`.
+    """
+    prefix = f"{name} {SESSION}"
+    study = f"{name}-{place.kind}-{place.commit[:12]}"
+    before = [record["seconds"] for key, record in ledger.mine().items() if key.startswith(prefix)]
+    started = time.monotonic()
+    try:
+        found = search(place, study, more)
+    except OutOfTimeError:
+        ledger.add(f"{prefix} {len(before)}", seconds=time.monotonic() - started)
+        raise
+    return replace(found, seconds=found.seconds + sum(before), sessions=len(before) + 1)
 
 
 def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:

@@ -1,4 +1,6 @@
-"""Part (d): one warm worker for many trials against a fresh process for each, on the same configurations.
+"""Part (d): a search whose trials are forked from a warm worker, against one that starts new interpreters for each.
+
+Both try the same configurations.
 
 Where this autofit has no warm worker, that is what the record says.
 """
@@ -6,54 +8,43 @@ Where this autofit has no warm worker, that is what the record says.
 import re
 from typing import Any
 
-from benchmarks.gpu.command import Searched, figures, options_of_search, search
+from benchmarks.gpu.command import figures, options_of_search, search_in_sessions
 from benchmarks.gpu.place import Place
+from benchmarks.gpu.records import Record
 
-COMPARED = "warm against fresh"
+SIDES = {"warm": (), "fresh": ("--fresh-processes",)}
+"""Side -> what it adds to the command line."""
 
 
 def run(place: Place) -> tuple[int, int]:
-    """(1 if the comparison is recorded, 1)"""
+    """(sides recorded, sides planned)"""
     ledger = place.ledger("warm")
-    if COMPARED in ledger.mine():
-        return 1, 1
-    switches = switches_in(options_of_search())
-    if switches is None:
-        ledger.add(COMPARED, available=False, reason="autofit search has no option for a warm worker")
-        return 1, 1
-    warm, fresh = switches
-    same = ("--sampler", "grid", "--trials", str(place.load.comparison_trials))
-    suffix = place.commit[:12]
-    found = {
-        "warm": search(place, f"warm-{place.kind}-{suffix}", (*same, *warm)),
-        "fresh": search(place, f"fresh-{place.kind}-{suffix}", (*same, *fresh)),
-    }
-    ledger.add(COMPARED, available=True, options={"warm": warm, "fresh": fresh}, **compare(found["warm"], found["fresh"]))
-    return 1, 1
+    available = has_warm_worker(options_of_search())
+    for name, more in SIDES.items():
+        if name in ledger.mine():
+            continue
+        if not available:
+            ledger.add(name, available=False, reason="autofit search has no option --fresh-processes, so no warm worker")
+            continue
+        trials = str(place.load.comparison_trials)
+        found = search_in_sessions(place, ledger, name, ("--sampler", "grid", "--trials", trials, *more))
+        rows = [figures(trial) for trial in found.trials if trial.purpose == "search"]
+        ledger.add(name, available=True, options=more, wall_seconds=found.seconds, trials=rows)
+    return len(set(SIDES) & set(ledger.mine())), len(SIDES)
 
 
-def switches_in(text: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """(arguments for warm workers, arguments for fresh processes) of the `--help` text; None where there is no such option."""
-    options = set(re.findall(r"--[a-z][a-z-]*", text))
-    pairs = (("--warm", "--no-warm"), ("--warm", "--fresh"), ("--no-fresh", "--fresh"))
-    for warm, fresh in pairs:
-        if {warm, fresh} <= options:
-            return (warm,), (fresh,)
-    if "--warm" in options:
-        return ("--warm",), ()
-    return ((), ("--fresh",)) if "--fresh" in options else None
+def has_warm_worker(help_text: str) -> bool:
+    """Whether `autofit search` can do without one, and so has one."""
+    return "--fresh-processes" in set(re.findall(r"--[a-z][a-z-]*", help_text))
 
 
-def compare(warm: Searched, fresh: Searched) -> dict[str, Any]:
-    """Wall seconds of both, and the figures of every configuration that both ran."""
-    sides = {"warm": warm, "fresh": fresh}
-    by_config = {
-        name: {row["config"]: row for trial in side.trials if (row := figures(trial))["purpose"] == "search"}
-        for name, side in sides.items()
-    }
+def compared(warm: Record, fresh: Record) -> dict[str, Any]:
+    """Seconds of the trials of both sides, and the figures of every configuration that both ran."""
+    by_config = {name: {row["config"]: row for row in side["trials"]} for name, side in (("warm", warm), ("fresh", fresh))}
     both = [key for key in by_config["warm"] if key in by_config["fresh"]]
+    pairs = [{name: rows[key] for name, rows in by_config.items()} for key in both]
     return {
-        "wall_seconds": {name: side.seconds for name, side in sides.items()},
-        "pairs": [{name: by_config[name][key] for name in sides} for key in both],
+        "pairs": pairs,
+        "seconds": {name: sum(pair[name]["wall_seconds"] or 0.0 for pair in pairs) for name in SIDES},
         "only_one_ran": len(set(by_config["warm"]) ^ set(by_config["fresh"])),
     }

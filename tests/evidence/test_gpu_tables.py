@@ -18,7 +18,7 @@ from benchmarks.gpu import scores, tables
 from benchmarks.gpu.budgets import verdict
 from benchmarks.gpu.bundle import closure, lacking
 from benchmarks.gpu.search import gpu_seconds
-from benchmarks.gpu.warm import switches_in
+from benchmarks.gpu.warm import has_warm_worker
 
 
 def written(folder: Path, **parts: list[dict[str, Any]]) -> str:
@@ -112,7 +112,7 @@ def test_budgets_growth_safety_search_and_warm_have_their_tables(tmp_path: Path)
     text = written(
         tmp_path,
         budgets=[rung | {"key": "a", "verdict": "hit"}, rung | {"key": "b", "verdict": "miss"}],
-        warm=[common | {"part": "warm", "key": "w", "available": False, "reason": "no option"}],
+        warm=[common | {"part": "warm", "key": "warm", "available": False, "reason": "no option"}],
         safety=[
             common | {"part": "safety", "key": "OOM in load", "available": True, "ok": False, "message": "it hung"},
             common | {"part": "safety", "key": "device taken", "available": False, "reason": "a CPU"},
@@ -152,16 +152,27 @@ def test_the_gpus_seconds_add_up_to_the_wall_time() -> None:
     assert use == {"start-up": 10.0, "measuring": 15.0, "rest of the trials": 5.0, "between": 12.0}
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("--warm / --no-warm  Keep one", (("--warm",), ("--no-warm",))),
-        ("--fresh  A process for each", ((), ("--fresh",))),
-        ("--trials INTEGER  --warmup-steps", None),
-    ],
-)
-def test_a_warm_worker_is_known_by_its_option(text: str, expected: Any) -> None:
-    assert switches_in(text) == expected
+def test_a_warm_worker_is_known_by_the_option_that_does_without() -> None:
+    assert has_warm_worker("--fresh-processes  New interpreters for every trial")
+    assert not has_warm_worker("--trials INTEGER  --warmup-steps")
+
+
+def test_warm_and_fresh_are_compared_on_what_both_ran(tmp_path: Path) -> None:
+    def side(name: str, seconds: float, steps: float, *more: dict[str, Any]) -> dict[str, Any]:
+        rows = [
+            {"config": config, "outcome": "COMPLETED", "device": GIB, "step_seconds": steps, "wall_seconds": seconds}
+            for config in ("a", "b")
+        ]
+        kept = {"part": "warm", "key": name, "at": "2026-01-01T00:00:00+00:00", "available": True, "wall_seconds": 99.0}
+        return STAMP | kept | {"trials": [*rows, *more]}
+
+    alone = {"config": "c", "outcome": "OOM", "device": None, "step_seconds": None, "wall_seconds": 500.0}
+    sides = [side("warm", 3.0, 1.02), side("fresh", 30.0, 1.0, alone)]
+    text = written(tmp_path, warm=sides)
+    assert "2 configurations that both ran: 6 s forked from a warm worker, 60 s in new interpreters" in text
+    assert "10.0 times less. Aims: 5 times" in text
+    assert "| step time | 2.0% | 2.0% |" in text
+    assert "Not finished" in written(tmp_path, warm=sides[:1])
 
 
 def test_the_bundle_carries_what_is_pure_or_lacking() -> None:
