@@ -188,3 +188,9 @@ def test_the_bundles_packages_are_followed_to_their_needs() -> None:
     assert closure(["pydantic>=2"], without=frozenset({"pydantic-core"})).isdisjoint({"pydantic-core"})
     with pytest.raises(SystemExit, match="not installed here"):
         closure(["no-such-package-of-autofit"])
+
+
+def test_the_results_page_holds_the_tables_of_the_committed_records() -> None:
+    page = (tables.HERE.parent / "README.md").read_text()
+    shown = page.partition("<!-- gpu:begin -->\n")[2].partition("<!-- gpu:end -->")[0]
+    assert shown.strip() == tables.render(tables.HERE).strip()
