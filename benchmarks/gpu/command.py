@@ -48,12 +48,13 @@ def search_in_sessions(place: Place, ledger: Ledger, name: str, more: tuple[str,
     """
     prefix = f"{name} {SESSION}"
     study = f"{name}-{place.kind}-{place.commit[:12]}"
-    before = [record["seconds"] for key, record in ledger.mine().items() if key.startswith(prefix)]
+    sessions = [record["seconds"] for key, record in ledger.mine().items() if key.startswith(prefix)]
+    before = sessions if _known(_url(place, study), study) else []  # the records outlive the database: it starts anew then
     started = time.monotonic()
     try:
         found = search(place, study, more)
     except OutOfTimeError:
-        ledger.add(f"{prefix} {len(before)}", seconds=time.monotonic() - started)
+        ledger.add(f"{prefix} {len(sessions)}", seconds=time.monotonic() - started)
         raise
     return replace(found, seconds=found.seconds + sum(before), sessions=len(before) + 1)
 
@@ -64,7 +65,7 @@ def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
     Raises:
         OutOfTimeError: the part's time ended first; what is finished is stored, and the next call goes on.
     """
-    url = f"sqlite:///{place.work / (name + '.db')}"
+    url = _url(place, name)
     command = [sys.executable, "-m", "autofit.cli", "--db", url, "search", *place.load.search, *more, "--study", name]
     command += ["--runs", str(place.work / "runs")]
     if _known(url, name):
@@ -107,6 +108,10 @@ def figures(trial: TrialRecord) -> dict[str, Any]:
         "wall_seconds": wall,
         "predicted_device": trial.prediction.peak_device_bytes if trial.prediction else None,
     }
+
+
+def _url(place: Place, name: str) -> str:
+    return f"sqlite:///{place.work / (name + '.db')}"
 
 
 def _known(url: str, name: str) -> bool:

@@ -7,6 +7,7 @@ ignores. Exit status: 0 all parts are complete, 1 a part failed, 3 the time was 
 """
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -38,6 +39,8 @@ WORK = ROOT / ".gpu-evidence"
 def main(arguments: list[str] | None = None) -> int:
     """See the module."""
     given = _parser().parse_args(arguments)
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false")):  # every model is made here
+        os.environ.setdefault(name, value)
     try:
         place = place_of(given)
     except AutofitError as error:
