@@ -53,7 +53,7 @@ def search_in_sessions(place: Place, ledger: Ledger, name: str, more: tuple[str,
     started = time.monotonic()
     try:
         found = search(place, study, more)
-    except OutOfTimeError:
+    except (OutOfTimeError, KeyboardInterrupt):
         ledger.add(f"{prefix} {len(sessions)}", seconds=time.monotonic() - started)
         raise
     return replace(found, seconds=found.seconds + sum(before), sessions=len(before) + 1)
@@ -64,6 +64,7 @@ def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
 
     Raises:
         OutOfTimeError: the part's time ended first; what is finished is stored, and the next call goes on.
+        RuntimeError: it failed. (One that finds no winner has not.)
     """
     url = _url(place, name)
     command = [sys.executable, "-m", "autofit.cli", "--db", url, "search", *place.load.search, *more, "--study", name]
@@ -71,6 +72,7 @@ def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
     if _known(url, name):
         command.append("--resume")
     else:
+        command += ["--space", str(place.load.space)]
         command += ["--device", place.kind, "--num-gpus", "1", "--engine", "transformers"]
         command += ["--python", place.environment.python, "--seed", str(place.seed)]
     started = time.monotonic()
@@ -88,8 +90,8 @@ def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
             _stop(process)
     seconds = time.monotonic() - started
     with Store.open(url) as store:
-        if process.returncode and not any(trial.result for trial in store.trials(name)):
-            raise RuntimeError(f"autofit search ran no trial: {log.read_text()[-2000:].strip()}")
+        if store.study(name).status != "FINISHED":
+            raise RuntimeError(f"autofit search did not come to its end: {log.read_text()[-2000:].strip()}")
         return Searched(store.study(name), store.trials(name), seconds, process.returncode, log.read_text()[-2000:])
 
 
