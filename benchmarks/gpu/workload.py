@@ -140,7 +140,7 @@ def _cpu() -> Workload:
         growth_cutoffs=(96, 128, 160, 192),
         growth_pixels=(12_544, 25_088, 50_176),
         space=SPACES / "tiny.yaml",
-        search=("--gpu-mem", "160MB", "--trials", "2"),
+        search=("--gpu-mem", "1GB", "--trials", "2"),
         comparison_trials=2,
         victim=cut("tiny-llama", 4, hidden_size=512, intermediate_size=1536, vocab_size=8192, num_attention_heads=8),
         victim_many=(2, 512),
