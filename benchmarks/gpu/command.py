@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.store.store import Store
 from benchmarks.gpu.place import ROOT, OutOfTimeError, Place
+from benchmarks.gpu.records import Ledger
 
+SESSION = "session"
+"""In the key of a record that only says how long an unfinished call took."""
 _GRACE_SECONDS = 30.0
 
 
@@ -23,9 +26,30 @@ class Searched:
     study: StudyRecord
     trials: list[TrialRecord]
     seconds: float
-    """Of this call."""
+    """Wall time."""
     status: int
     last_words: str
+    sessions: int = 1
+    """Calls that it took."""
+
+
+def search_in_sessions(place: Place, ledger: Ledger, name: str, more: tuple[str, ...] = ()) -> Searched:
+    """`search`, over as many calls as it takes: its seconds are those of all of them, kept in the part's ledger.
+
+    Raises:
+        OutOfTimeError: as `search`.
+    """
+    prefix = f"{name} {SESSION}"
+    study = f"{name}-{place.kind}-{place.commit[:12]}"
+    sessions = [record["seconds"] for key, record in ledger.mine().items() if key.startswith(prefix)]
+    before = sessions if _known(_url(place, study), study) else []  # the records outlive the database: it starts anew then
+    started = time.monotonic()
+    try:
+        found = search(place, study, more)
+    except (OutOfTimeError, KeyboardInterrupt):
+        ledger.add(f"{prefix} {len(sessions)}", seconds=time.monotonic() - started)
+        raise
+    return replace(found, seconds=found.seconds + sum(before), sessions=len(before) + 1)
 
 
 def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
@@ -33,13 +57,15 @@ def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
 
     Raises:
         OutOfTimeError: the part's time ended first; what is finished is stored, and the next call goes on.
+        RuntimeError: it failed. (One that finds no winner has not.)
     """
-    url = f"sqlite:///{place.work / (name + '.db')}"
+    url = _url(place, name)
     command = [sys.executable, "-m", "autofit.cli", "--db", url, "search", *place.load.search, *more, "--study", name]
     command += ["--runs", str(place.work / "runs")]
     if _known(url, name):
         command.append("--resume")
     else:
+        command += ["--space", str(place.load.space)]
         command += ["--device", place.kind, "--num-gpus", "1", "--engine", "transformers"]
         command += ["--python", place.environment.python, "--seed", str(place.seed)]
     started = time.monotonic()
@@ -57,8 +83,8 @@ def search(place: Place, name: str, more: tuple[str, ...] = ()) -> Searched:
             _stop(process)
     seconds = time.monotonic() - started
     with Store.open(url) as store:
-        if process.returncode and not any(trial.result for trial in store.trials(name)):
-            raise RuntimeError(f"autofit search ran no trial: {log.read_text()[-2000:].strip()}")
+        if store.study(name).status != "FINISHED":
+            raise RuntimeError(f"autofit search did not come to its end: {log.read_text()[-2000:].strip()}")
         return Searched(store.study(name), store.trials(name), seconds, process.returncode, log.read_text()[-2000:])
 
 
@@ -77,6 +103,10 @@ def figures(trial: TrialRecord) -> dict[str, Any]:
         "wall_seconds": wall,
         "predicted_device": trial.prediction.peak_device_bytes if trial.prediction else None,
     }
+
+
+def _url(place: Place, name: str) -> str:
+    return f"sqlite:///{place.work / (name + '.db')}"
 
 
 def _known(url: str, name: str) -> bool:

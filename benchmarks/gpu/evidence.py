@@ -7,6 +7,8 @@ ignores. Exit status: 0 all parts are complete, 1 a part failed, 3 the time was 
 """
 
 import argparse
+import os
+import signal
 import sys
 import time
 import traceback
@@ -38,13 +40,20 @@ WORK = ROOT / ".gpu-evidence"
 def main(arguments: list[str] | None = None) -> int:
     """See the module."""
     given = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    for name, value in (("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false")):  # every model is made here
+        os.environ.setdefault(name, value)
     try:
         place = place_of(given)
     except AutofitError as error:
         sys.stderr.write(f"gpu-evidence: {error}\n")
         return 1
     print(f"{place.device.name} ({place.kind}), {_versions(place)}, commit {place.commit}", flush=True)
-    ended = {name: _call(name, PARTS[name], place) for name in given.part or PARTS}
+    try:
+        ended = {name: _call(name, PARTS[name], place) for name in given.part or PARTS}
+    except KeyboardInterrupt:
+        sys.stderr.write("gpu-evidence: stopped; what is recorded is kept\n")
+        return 130
     print()
     for name, (state, words) in ended.items():
         print(f"{name:10s} {state:10s} {words}")
@@ -95,6 +104,11 @@ def _call(name: str, part: Part, place: Place) -> tuple[str, str]:
         traceback.print_exc()
         return "failed", f"{type(error).__name__}: {error}"
     return "complete", f"{done} of {planned} recorded, {time.monotonic() - started:.0f} s"
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM ends what runs as Ctrl-C does: trials and searches are ended, what is recorded is kept."""
+    raise KeyboardInterrupt
 
 
 def _versions(place: Place) -> str:

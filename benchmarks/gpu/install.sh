@@ -22,3 +22,4 @@ for folder in dict.fromkeys([*site.getsitepackages(), sysconfig.get_path("pureli
     print(f"import site; site.addsitedir({folder!r})")' > "$site/autofit_stack.pth"
 .venv/bin/python -m autofit.cli --version
 .venv/bin/python -m autofit.cli doctor
+echo "next: make gpu-evidence PART=accuracy, or without make: .venv/bin/python -m benchmarks.gpu.evidence --part accuracy"

@@ -3,31 +3,21 @@
 A search that the part's time cuts short goes on in the next call; its wall time is the sum of its sessions.
 """
 
-import time
 from typing import Any
 
 from autofit.config.record import TrialRecord
-from benchmarks.gpu.command import figures, search
-from benchmarks.gpu.place import OutOfTimeError, Place
+from benchmarks.gpu.command import figures, search_in_sessions
+from benchmarks.gpu.place import Place
 
-_SESSION = "session"
 WHOLE = "search"
 
 
 def run(place: Place) -> tuple[int, int]:
     """(1 if the search is recorded, 1)"""
     ledger = place.ledger("search")
-    known = ledger.mine()
-    if WHOLE in known:
+    if WHOLE in ledger.mine():
         return 1, 1
-    sessions = [record for key, record in known.items() if key.startswith(_SESSION)]
-    started = time.monotonic()
-    try:
-        found = search(place, f"search-{place.kind}-{place.commit[:12]}")
-    except OutOfTimeError:
-        ledger.add(f"{_SESSION}-{len(sessions)}", seconds=time.monotonic() - started)
-        raise
-    wall = found.seconds + sum(session["seconds"] for session in sessions)
+    found = search_in_sessions(place, ledger, "search")
     confirmed = [trial for trial in found.trials if trial.purpose == "confirm"]
     winner = next((t for t in found.trials if t.trial_number == found.study.winner_trial_number), None)
     ledger.add(
@@ -38,9 +28,9 @@ def run(place: Place) -> tuple[int, int]:
         gpu_mem_bytes=found.study.gpu_mem_bytes,
         budget=found.study.memory_budget_bytes,
         sampler=found.study.sampler,
-        wall_seconds=wall,
-        sessions=len(sessions) + 1,
-        use=gpu_seconds(found.trials, wall),
+        wall_seconds=found.seconds,
+        sessions=found.sessions,
+        use=gpu_seconds(found.trials, found.seconds),
         trials=[figures(trial) for trial in found.trials],
         winner=None if winner is None else {**figures(winner), "spec": winner.spec.model_dump(mode="json")},
         confirmed=[figures(trial) for trial in confirmed],

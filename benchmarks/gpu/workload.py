@@ -76,6 +76,8 @@ class Workload:
     growth_steps: int
     growth_cutoffs: tuple[int, ...]
     growth_pixels: tuple[int, ...]
+    space: Path
+    """What is searched."""
     search: tuple[str, ...]
     """Arguments of `autofit search`."""
     comparison_trials: int
@@ -110,7 +112,8 @@ def _gpu() -> Workload:
         growth_steps=500,
         growth_cutoffs=tuple(range(512, 2049, 128)),
         growth_pixels=(65_536, 147_456, 262_144, 401_408),
-        search=("--gpu-mem", "80GB", "--space", str(SPACES / "qwen2_5_vl_7b_lora.yaml"), "--trials", "8"),
+        space=SPACES / "qwen2_5_vl_7b_lora.yaml",
+        search=("--gpu-mem", "80GB", "--trials", "8"),
         comparison_trials=8,
         victim=cut("qwen2-7b", 2, vocab_size=32_000, bos_token_id=1, eos_token_id=2),
         victim_many=(4, 4096),
@@ -136,7 +139,8 @@ def _cpu() -> Workload:
         growth_steps=24,
         growth_cutoffs=(96, 128, 160, 192),
         growth_pixels=(12_544, 25_088, 50_176),
-        search=("--gpu-mem", "160MB", "--space", str(SPACES / "tiny.yaml"), "--trials", "2"),
+        space=SPACES / "tiny.yaml",
+        search=("--gpu-mem", "1GB", "--trials", "2"),
         comparison_trials=2,
         victim=cut("tiny-llama", 4, hidden_size=512, intermediate_size=1536, vocab_size=8192, num_attention_heads=8),
         victim_many=(2, 512),

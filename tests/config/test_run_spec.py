@@ -21,6 +21,13 @@ def order(**fields: Any) -> RunSpec:
         ({"engine": "llamafactory"}, "cannot do without"),
         ({"arguments": {"stage": "sft"}}, "arguments are for engine llamafactory"),
         ({"worst_batch": (1,)}, "worst_batch names 1"),
+        ({"shapes": ()}, "at least one"),
+        ({"shapes": ({"cutoff_len": 4096},)}, "more than the trial's own"),
+        ({"shapes": ({"cutoff_len": 64, "image_max_pixels": 2**24},)}, "more than the trial's own"),
+        (
+            {"shapes": ({"cutoff_len": 64},), "engine": "llamafactory", "arguments": {"stage": "sft"}},
+            "for engine transformers",
+        ),
     ],
 )
 def test_contradictions(fields: dict[str, Any], words: str) -> None:

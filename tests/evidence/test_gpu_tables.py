@@ -105,26 +105,12 @@ def test_a_prediction_of_fitting_is_judged(fits: bool | None, outcome: str, devi
     assert verdict(fits, {"outcome": outcome, "device": device}, 10) == expected
 
 
-def test_budgets_growth_safety_search_and_warm_have_their_tables(tmp_path: Path) -> None:
+def test_budgets_growth_safety_and_search_have_their_tables(tmp_path: Path) -> None:
     common = STAMP | {"at": "2026-01-01T00:00:00+00:00"}
     rung = common | {"part": "budgets", "card": "24GB"}
     text = written(
         tmp_path,
         budgets=[rung | {"key": "a", "verdict": "hit"}, rung | {"key": "b", "verdict": "miss"}],
-        warm=[
-            common
-            | {
-                "part": "warm",
-                "key": "w",
-                "wall_seconds": {"warm": 10.0, "fresh": 62.0},
-                "pairs": [
-                    {
-                        "warm": {"outcome": "COMPLETED", "device": 102, "step_seconds": 1.0},
-                        "fresh": {"outcome": "COMPLETED", "device": 100, "step_seconds": 1.0},
-                    }
-                ],
-            }
-        ],
         safety=[
             common | {"part": "safety", "key": "OOM in load", "available": True, "ok": False, "message": "it hung"},
             common | {"part": "safety", "key": "device taken", "available": False, "reason": "a CPU"},
@@ -143,8 +129,6 @@ def test_budgets_growth_safety_search_and_warm_have_their_tables(tmp_path: Path)
         ],
     )
     assert "| 24GB | 1 | 1 | 0 | 0 | 0 |" in text
-    assert "1 configurations: 10 s warm, 62 s in fresh processes (6.2 times); the same outcome in 1." in text
-    assert "| peak of the device | 2.0% | 2.0% |" in text
     assert "**NOT as expected**" in text and "not tried here" in text
     assert "| qwen2.5-vl | 2 | COMPLETED | 2.00 GiB | 2.00 GiB | 1.0% / 2.0% |" in text
 
@@ -165,6 +149,24 @@ def test_the_gpus_seconds_add_up_to_the_wall_time() -> None:
     assert use == {"start-up": 10.0, "measuring": 15.0, "rest of the trials": 5.0, "between": 12.0}
 
 
+def test_warm_and_fresh_are_compared_on_what_both_ran(tmp_path: Path) -> None:
+    def side(name: str, seconds: float, steps: float, *more: dict[str, Any]) -> dict[str, Any]:
+        rows = [
+            {"config": config, "outcome": "COMPLETED", "device": GIB, "step_seconds": steps, "wall_seconds": seconds}
+            for config in ("a", "b")
+        ]
+        kept = {"part": "warm", "key": name, "at": "2026-01-01T00:00:00+00:00", "wall_seconds": 99.0}
+        return STAMP | kept | {"trials": [*rows, *more]}
+
+    alone = {"config": "c", "outcome": "OOM", "device": None, "step_seconds": None, "wall_seconds": 500.0}
+    sides = [side("warm", 3.0, 1.02), side("fresh", 30.0, 1.0, alone)]
+    text = written(tmp_path, warm=sides)
+    assert "2 configurations that both ran: 6 s forked from a warm worker, 60 s in new interpreters" in text
+    assert "10.0 times less. Aims: 5 times" in text
+    assert "| step time | 2.0% | 2.0% |" in text
+    assert "Not finished" in written(tmp_path, warm=sides[:1])
+
+
 def test_the_bundle_carries_what_is_pure_or_lacking() -> None:
     names = ["tqdm-4.0-py3-none-any.whl", "numpy-2.0-cp312-cp312-manylinux2014_x86_64.whl"]
     names += ["pydantic_core-2.0-cp312-cp312-manylinux2014_x86_64.whl"]
@@ -178,3 +180,9 @@ def test_the_bundles_packages_are_followed_to_their_needs() -> None:
     assert closure(["pydantic>=2"], without=frozenset({"pydantic-core"})).isdisjoint({"pydantic-core"})
     with pytest.raises(SystemExit, match="not installed here"):
         closure(["no-such-package-of-autofit"])
+
+
+def test_the_results_page_holds_the_tables_of_the_committed_records() -> None:
+    page = (tables.HERE.parent / "README.md").read_text()
+    shown = page.partition("<!-- gpu:begin -->\n")[2].partition("<!-- gpu:end -->")[0]
+    assert shown.strip() == tables.render(tables.HERE).strip()

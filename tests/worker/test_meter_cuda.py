@@ -22,6 +22,7 @@ class FakeCuda:
     def __init__(self) -> None:
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
         self.outside = CONTEXT
+        self.strangers = 0
         self.fractions: list[float] = []
 
     def take(self, size: int) -> None:
@@ -40,7 +41,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     replaced = {
         "set_device": lambda _device: None,
         "synchronize": lambda _device=None: None,
-        "mem_get_info": lambda _device=None: (TOTAL - OTHERS - fake.outside - fake.reserved, TOTAL),
+        "mem_get_info": lambda _device=None: (TOTAL - OTHERS - fake.outside - fake.strangers - fake.reserved, TOTAL),
         "memory_reserved": lambda _device=None: fake.reserved,
         "max_memory_allocated": lambda _device=None: fake.peak_allocated,
         "max_memory_reserved": lambda _device=None: fake.peak_reserved,
@@ -73,6 +74,7 @@ def test_peak_is_reserved_and_what_lies_outside(cuda: FakeCuda) -> None:
     assert report.peak_allocated_bytes == report.peak_reserved_bytes == 10 * GIB
     assert report.peak_device_bytes == 10 * GIB + CONTEXT + GIB // 4
     assert report.phase_peak_bytes["load"] == CONTEXT
+    assert report.phase_allocated_bytes == {"load": 0, "forward": 10 * GIB, "backward": 10 * GIB, "optimizer_step": 6 * GIB}
     assert report.num_alloc_retries == 3
     assert report.memory_limit == "allocator cap (emulated)"
     assert report.not_measured == []
@@ -99,3 +101,39 @@ def test_without_nvml_it_says_what_it_assumed(cuda: FakeCuda, monkeypatch: pytes
     meter.finish(report)
     assert report.peak_device_bytes == CONTEXT + OTHERS
     assert any("NVML" in text for text in report.not_measured)
+
+
+def test_what_another_process_takes_is_not_ours(cuda: FakeCuda) -> None:
+    meter, report = Meter(meter_cuda.CudaBackend(0)), RankReport(rank=0)
+    meter.start(24 * GIB)
+    meter.step_begins()
+    cuda.take(10 * GIB)
+    cuda.strangers = 30 * GIB
+    meter.step_ends()
+    meter.finish(report)
+    assert len(cuda.fractions) == 1  # the cap is as it was
+    assert report.peak_device_bytes == 10 * GIB + CONTEXT
+    assert report.room_bytes == 13 * GIB
+    assert report.unclaimed_bytes == 30 * GIB
+    assert any("another process took" in text for text in report.not_measured)
+
+
+def test_without_a_budget_the_room_is_what_the_device_had(cuda: FakeCuda) -> None:
+    meter, report = Meter(meter_cuda.CudaBackend(0)), RankReport(rank=0)
+    meter.start(None)
+    cuda.take(10 * GIB)
+    meter.finish(report)
+    assert report.room_bytes == TOTAL - OTHERS - CONTEXT - 10 * GIB
+    assert report.unclaimed_bytes == 0
+
+
+def test_a_device_in_an_error_state_says_nothing_of_others(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    meter, report = Meter(meter_cuda.CudaBackend(0)), RankReport(rank=0)
+    meter.start(None)
+
+    def gone(_device: Any = None) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", gone)
+    meter.finish(report)
+    assert (report.room_bytes, report.unclaimed_bytes) == (None, None)

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 
 from pathlib import Path  # noqa: E402
 
-from autofit.worker.batches import IGNORED_LABEL, WorstBatch, _largest_grid, collate  # noqa: E402
+from autofit.worker.batches import IGNORED_LABEL, StepBatches, WorstBatch, _largest_grid, collate  # noqa: E402
 from autofit.worker.groups import NothingToTrain  # noqa: E402
 from autofit.worker.models import _fill, build, load_config, parameter_counts, precision_mode, stored_dtype  # noqa: E402
 from autofit.worker.order import Order, read_order  # noqa: E402
@@ -165,6 +165,22 @@ def test_worst_batch_is_full_and_deterministic(tmp_path: Path) -> None:
     batch = collate([data[0], data[1]])
     assert batch["input_ids"].shape == (2, 128)
     assert batch["pixel_values"].shape[0] == 512
+
+
+def test_batches_change_their_shape_from_step_to_step(tmp_path: Path) -> None:
+    spec = order(tmp_path, cutoff_len=128)
+    config, trial = load_config(spec.model), spec.trial
+    shapes = [
+        {"cutoff_len": 128, "image_max_pixels": 50_176},
+        {"cutoff_len": 40, "image_max_pixels": 12_544},
+        {"cutoff_len": 16, "image_max_pixels": 0},
+    ]
+    data = StepBatches(config, trial, shapes, seed=3, length=8, step_samples=2)
+    assert [len(data[index]["input_ids"]) for index in range(8)] == [128, 128, 40, 40, 16, 16, 128, 128]
+    assert [len(data[index]["pixel_values"]) for index in (0, 2)] == [256, 64]
+    assert "pixel_values" not in data[4]
+    worst = WorstBatch(config, trial, seed=3, length=8)
+    assert all(torch.equal(data[6][name], worst[6][name]) for name in worst[6])  # the largest is the worst batch's own
 
 
 def test_an_image_that_does_not_fit_is_a_data_error(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Trials that really train, each in processes of its own. What every engine promises is in tests/contracts/test_engines.py."""
 
+import json
 import os
 import subprocess
 import sys
@@ -66,3 +67,29 @@ def test_under_torchrun_the_last_rank_merges(tmp_path: Path) -> None:
     result = read_result(spec)
     assert result.outcome == "COMPLETED"
     assert [rank.rank for rank in result.ranks] == [0, 1]
+
+
+def test_a_training_on_one_device_is_no_member_of_a_process_group(tmp_path: Path) -> None:
+    """On a GPU its communicator would be measured as the training's memory, and a launcher makes none."""
+    spec = write_spec(tmp_path, preset="tiny-llama", num_gpus=1, steps=1)
+    code = (
+        "import sys, torch; from autofit.worker import rank; from autofit.worker.order import read_order;"
+        "from pathlib import Path; kept = rank._leave;"
+        "rank._leave = lambda *given: (print('group', torch.distributed.is_initialized()), kept(*given));"
+        f"rank.run_rank(read_order(Path({str(spec)!r})))"
+    )
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    env = {**os.environ, **alone, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout.splitlines()[-1] == "group False", done.stderr[-2000:]
+
+
+def test_steps_take_the_shapes_that_are_ordered(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, num_gpus=1, steps=3)
+    content = json.loads(spec.read_text())
+    content["shapes"] = [{"cutoff_len": 128, "image_max_pixels": 50_176}, {"cutoff_len": 96, "image_max_pixels": 12_544}]
+    spec.write_text(json.dumps(content))
+    run_worker(spec)
+    rank = read_result(spec).ranks[0]
+    assert rank.step_batch_tokens == [128, 96, 128, 96]
+    assert rank.step_batch_patches == [256, 64, 256, 64]
