@@ -25,7 +25,14 @@ from autofit.worker.order import Order
 from autofit.worker.precision import dtypes
 from autofit.worker.report import RankReport
 from autofit.worker.sampling import filled
-from autofit.worker.startup import bucket_elements, load_libraries, meter_backend, prepare_deepspeed, start_helpers
+from autofit.worker.startup import (
+    bucket_elements,
+    know_cpu_by_number,
+    load_libraries,
+    meter_backend,
+    prepare_deepspeed,
+    start_helpers,
+)
 from autofit.worker.trainers import Watcher, guarded, observed
 
 TRAINERS = {"sft": "CustomSeq2SeqTrainer", "pt": "CustomTrainer"}
@@ -53,6 +60,8 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter,
     from llamafactory.train.tuner import run_exp
 
     load_libraries(order.trial)
+    if order.device == "cpu":
+        know_cpu_by_number()
     report.precision_mode = dtypes(order.trial).words
     report.timings["import"] += time.perf_counter() - started
     with _instrumented(order, report, heartbeat, meter, observer):
