@@ -304,8 +304,8 @@ if Path(sys.argv[0]).name in {"llamafactory-cli", "launcher.py"}:  # the latter 
 def test_a_planted_oom_at_step_60_of_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
     """LLaMA-Factory trains an epoch of 80 steps; an allocation at step 60 fails; it goes on from step 50 with micro-batch 1.
 
-    On two ranks, under torchrun, the last one fails, and the other only loses its peer; with ZeRO-2, for transformers 5.5 cannot
-    load the optimizer of several ranks without DeepSpeed on a CPU (torch does not know the `cpu:0` that it asks for).
+    On two ranks, under torchrun, the last one fails, and the other only loses its peer; with ZeRO-2, for transformers 5.5
+    cannot load the optimizer of several ranks without DeepSpeed on a CPU (torch does not know the `cpu:0` that it asks for).
     """
     zero = 2 if ranks > 1 else 0
     python = Path(os.environ.get("AUTOFIT_LLAMAFACTORY_PYTHON") or ROOT / ".venv-llamafactory" / "bin" / "python")
