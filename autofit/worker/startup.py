@@ -70,6 +70,16 @@ def prepare_deepspeed(order: Order) -> None:
     deepspeed.init_distributed("gloo")
 
 
+def know_cpu_by_number() -> None:
+    """Has torch load what is mapped onto `cpu:0`: so transformers 5.5 names the device of a rank among several without a GPU.
+
+    Without it a trial of several CPU ranks (DDP) cannot resume, as a real run there cannot; on GPUs torch knows the name.
+    """
+    torch.serialization.register_package(
+        0, lambda _storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )
+
+
 def bucket_elements(order: Order, config: Any) -> int:
     """Elements of the reduce bucket, which DeepSpeed allocates whole.
 

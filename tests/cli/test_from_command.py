@@ -83,3 +83,42 @@ def test_two_real_trials_of_the_users_file(tmp_path: Path, name: str) -> None:
         "disable_gradient_checkpointing",
     }
     assert written != before
+
+
+@pytest.mark.train
+@pytest.mark.llamafactory
+@pytest.mark.parametrize(("name", "ranks"), [("text_lora", 1), ("vl_full_ds3", 2)])
+def test_llamafactory_itself_runs_the_users_file(tmp_path: Path, name: str, ranks: int) -> None:
+    """Text with LoRA on one rank; images and text, full, under DeepSpeed on two: searched, confirmed, exported."""
+    python = Path(os.environ.get("AUTOFIT_LLAMAFACTORY_PYTHON") or ROOT / ".venv-llamafactory" / "bin" / "python")
+    if not python.exists():
+        reason = f"no LLaMA-Factory environment at {python}"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    here = lay_out(tmp_path / "here")
+    made = [str(python), str(ROOT / "examples" / "make_tiny.py"), "made"]
+    subprocess.run(made, cwd=here, capture_output=True, check=True, timeout=200)
+    text = (here / f"{name}.yaml").read_text()
+    for long, short in (
+        ("models/", "made/"),
+        ("dataset_dir: data", "dataset_dir: made/data"),
+        ("bf16: true", "bf16: false"),
+        ("_steps: 8", "_steps: 2"),
+    ):
+        text = text.replace(long, short)
+    (here / "mine.yaml").write_text(text)
+    options = ["--python", str(python), "--num-gpus", str(ranks), "--gpu-mem", "2GB", "--trials", "1", "--runs", "runs"]
+    done = search(here, "mine.yaml", *options, "--keep", "zero_stage")
+    assert done.returncode == 0, done.stderr
+    assert "engine llamafactory: as asked" not in done.stderr and "has it" in done.stderr
+    assert f"data: {64 if ranks > 1 else 32} samples of" in done.stderr
+    assert "it is your file as it stands" in done.stdout and "on your data: " in done.stdout
+    shown = json.loads(autofit(here, "show", "1", "--study", "s", "--json").stdout)
+    result = shown["result"]
+    assert result["outcome"] == "COMPLETED" and len(result["ranks"]) == ranks
+    assert result["epoch"]["samples"] == (64 if ranks > 1 else 32)
+    assert not [line for line in result["not_measured"] if "worst batch" in line or "speed on an epoch" in line]
+    out = autofit(here, "export", "--study", "s", "-o", "best")
+    assert out.returncode == 0, out.stderr
+    body = (here / "best" / "train.yaml").read_text()
+    assert launcher_values(body, "t") == launcher_values(text, "t")
+    assert body.endswith(text) and "the batch of the highest predicted peak" in body

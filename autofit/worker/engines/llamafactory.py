@@ -26,6 +26,7 @@ from autofit.worker.report import RankReport
 from autofit.worker.sampling import filled
 from autofit.worker.startup import (
     bucket_elements,
+    know_cpu_by_number,
     launched_alike,
     load_libraries,
     meter_backend,
@@ -58,6 +59,8 @@ def _train(order: Order, report: RankReport, heartbeat: Heartbeat, meter: Meter,
     from llamafactory.train.tuner import run_exp
 
     load_libraries(order.trial)
+    if order.device == "cpu":
+        know_cpu_by_number()
     report.precision_mode = dtypes(order.trial).words
     report.timings["import"] += time.perf_counter() - started
     with _instrumented(order, report, heartbeat, meter, observer):
