@@ -17,7 +17,7 @@ from autofit.config.space import LegalSpace
 from autofit.config.trial import TrialSpec
 from autofit.search.expectation import Earlier, Expectation
 from autofit.search.models import Floats, Observation, above, expected_excess, learn
-from autofit.search.points import cannot_fit
+from autofit.search.points import may_fit
 from autofit.units import format_bytes
 
 WORTH = 0.02
@@ -123,7 +123,7 @@ class Guide:
         """The next trial, or why there should be none."""
         tried = {one.spec for one in seen}
         failed = [one.spec for one in seen if one.at_least_bytes is not None]
-        left = [spec for spec in self.space.points if spec not in tried and cannot_fit(spec, failed) is None]
+        left = may_fit([spec for spec in self.space.points if spec not in tried], failed)
         own = [spec for spec in left if not training_changes(spec, self.space.reference)]
         expected = Expectation(self.forecasts, self.space.reference, self.budget_bytes, self.objective)
         outlook = self._outlook(expected, own, seen)
