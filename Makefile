@@ -1,4 +1,4 @@
-# make setup demo test lint types layers check bench - `make check` is what CI runs
+# make setup demo test lint types layers check bench replay - `make check` is what CI runs
 PYTHON ?= python3
 VENV := .venv
 LLAMAFACTORY_VENV := .venv-llamafactory
@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup llamafactory-env demo test lint types layers check bench clean
+.PHONY: setup llamafactory-env demo test lint types layers check bench replay clean
 
 setup: $(VENV)/.ready
 
@@ -51,11 +51,16 @@ demo: setup
 	    --device cpu --gpu-mem 220MB --trials 14 --study demo --runs $(DEMO)/runs
 	$(AUTOFIT_DEMO) export --study demo --launcher llamafactory -o $(DEMO)/best
 
-# figures that tests do not assert: start-up and queries over 100,000 trials, and what measuring costs a trial
+# figures that tests do not assert: start-up and queries over 100,000 trials, what measuring costs a trial, search strategies
 bench: setup
 	$(BIN)/python benchmarks/startup.py
 	test -e $(DEMO)/autofit.db || $(MAKE) demo
 	$(BIN)/python benchmarks/trial_fidelity.py
+	$(MAKE) replay
+
+# search strategies on recorded tables, 100 searches each: takes a good hour on two cores, most of it the rivals'
+replay: setup
+	$(BIN)/python -m benchmarks.replay.run
 
 clean:
 	rm -rf $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
