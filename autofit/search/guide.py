@@ -30,6 +30,8 @@ EVEN = 0.5
 """Probability of fitting from which the reference is run first."""
 HOPELESS = 0.15
 """Probability of fitting below which a configuration is not tried."""
+DESPERATE = 0.02
+"""The same while nothing is known to fit; the first trial is made whatever is predicted, since predictions can be wrong."""
 GAMBLE = 0.02
 """Expected improvement, times the probability of fitting, that a trial must promise that is not `SAFE`."""
 CAUTION = 4
@@ -180,8 +182,8 @@ class Guide:
 
     def _improve(self, outlook: _Outlook, seen: Sequence[Seen], best: Seen | None) -> Choice | Halt:
         """The configuration with the highest score, or why none is worth it."""
-        hopeful = outlook.fits >= HOPELESS
-        if not hopeful.any():
+        hopeful = outlook.fits >= (HOPELESS if best else DESPERATE)
+        if seen and not hopeful.any():
             nearest = int(outlook.fits.argmax())
             needs = format_bytes(math.exp(outlook.log_peak[nearest]))
             return Halt(
