@@ -1,4 +1,4 @@
-# make setup demo test lint types layers check browser serve bench - `make check` is what CI runs
+# make setup demo test lint types layers check browser serve bench replay - `make check` is what CI runs
 PYTHON ?= python3
 VENV := .venv
 LLAMAFACTORY_VENV := .venv-llamafactory
@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: setup llamafactory-env browser demo serve test lint types layers check bench gpu-bundle gpu-evidence clean
+.PHONY: setup llamafactory-env browser demo serve test lint types layers check bench replay gpu-bundle gpu-evidence clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +65,11 @@ bench: setup
 	test -e $(DEMO)/autofit.db || $(MAKE) demo
 	$(BIN)/python benchmarks/trial_fidelity.py
 	$(BIN)/python benchmarks/service_load.py
+	$(MAKE) replay
+
+# search strategies on recorded tables, 100 searches each: takes a good hour on two cores, most of it the rivals'
+replay: setup
+	$(BIN)/python -m benchmarks.replay.run
 
 # what a machine with a GPU and no network needs: the project and the wheels that Python 3.12 with torch, transformers, peft and
 # accelerate lacks; there: sh install.sh

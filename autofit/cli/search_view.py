@@ -99,6 +99,7 @@ class ProgressListener:
         if fits and (self._best is None or speed(trial, self._study) > speed(self._best, self._study)):
             self._best = trial
         self._console.print(f"#{trial.trial_number:<3} {_outcome(trial, self._study)}  {describe(trial.spec)}", soft_wrap=True)
+        self._console.print(f"     {trial.reason}", soft_wrap=True, style="dim")
 
     def said(self, message: str) -> None:
         self._console.print(f"note: {message}", soft_wrap=True)
@@ -145,7 +146,7 @@ def _miss(miss: "Miss") -> str:
         else f"needs about {format_bytes(miss.peak_bytes)} (estimated)"
     )
     ways = [f"--gpu-mem {-(-miss.gpu_mem_bytes // 1024**2)}MB", *miss.changes[:3]]
-    return f"nearest miss: {describe(miss.spec)}, {needs}; it would fit with {', or '.join(ways)}"
+    return f"nearest miss: {describe(miss.spec)}, {needs}; it should fit with {', or '.join(ways)}"
 
 
 def as_document(report: "SearchReport") -> dict[str, Any]:

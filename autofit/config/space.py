@@ -63,6 +63,15 @@ class Condition(Frozen):
             return True
         return all(point[name] in _as_list(values) for name, values in self.only.items())
 
+    @property
+    def words(self) -> str:
+        """The condition as a person would say it, with its reason."""
+
+        def said(values: dict[str, list[Value] | Value]) -> str:
+            return ", ".join(f"{name} {' or '.join(map(str, _as_list(given)))}" for name, given in values.items())
+
+        return f"{said(self.when)} only with {said(self.only)}" + (f" ({self.why})" if self.why else "")
+
 
 class DatasetRef(Frozen):
     """The data that the launcher will read. Trials run on a synthetic worst batch and do not need it."""
@@ -229,8 +238,14 @@ def enumerate_space(space: SearchSpace, model: Model, num_gpus: int, floor: Data
         else:
             points[spec] = None
     if not points:
-        reasons = "; ".join(refused) or "its conditions exclude everything"
+        said = "; ".join(condition.words for condition in space.conditions)
+        reasons = "; ".join(refused) or f"its conditions exclude everything ({said})"
         raise UsageError(f"space {space.name} has no legal point: {reasons}")
+    for condition in space.conditions:
+        if not condition.allows({**space.fixed, **space.reference}):
+            raise UsageError(
+                f"space {space.name}: the reference contradicts its condition: {condition.words}; change one of them"
+            )
     ordered = tuple(dict.fromkeys([*points, reference]))
     if why := contradiction(space.quality, ordered, reference, floor):
         raise UsageError(f"space {space.name}: contradictory constraints: {why}")

@@ -17,7 +17,7 @@ from autofit.config.space import LegalSpace
 from autofit.config.trial import TrialSpec
 from autofit.search.expectation import Earlier, Expectation
 from autofit.search.models import Floats, Observation, above, expected_excess, learn
-from autofit.search.points import cannot_fit
+from autofit.search.points import may_fit
 from autofit.units import format_bytes
 
 WORTH = 0.02
@@ -30,6 +30,8 @@ EVEN = 0.5
 """Probability of fitting from which the reference is run first."""
 HOPELESS = 0.15
 """Probability of fitting below which a configuration is not tried."""
+DESPERATE = 0.02
+"""The same while nothing is known to fit; the first trial is made whatever is predicted, since predictions can be wrong."""
 GAMBLE = 0.02
 """Expected improvement, times the probability of fitting, that a trial must promise that is not `SAFE`."""
 CAUTION = 4
@@ -123,7 +125,7 @@ class Guide:
         """The next trial, or why there should be none."""
         tried = {one.spec for one in seen}
         failed = [one.spec for one in seen if one.at_least_bytes is not None]
-        left = [spec for spec in self.space.points if spec not in tried and cannot_fit(spec, failed) is None]
+        left = may_fit([spec for spec in self.space.points if spec not in tried], failed)
         own = [spec for spec in left if not self.space.breaches(spec)]
         expected = Expectation(self.forecasts, self.space.reference, self.budget_bytes, self.objective)
         outlook = self._outlook(expected, own, seen)
@@ -180,8 +182,8 @@ class Guide:
 
     def _improve(self, outlook: _Outlook, seen: Sequence[Seen], best: Seen | None) -> Choice | Halt:
         """The configuration with the highest score, or why none is worth it."""
-        hopeful = outlook.fits >= HOPELESS
-        if not hopeful.any():
+        hopeful = outlook.fits >= (HOPELESS if best else DESPERATE)
+        if seen and not hopeful.any():
             nearest = int(outlook.fits.argmax())
             needs = format_bytes(math.exp(outlook.log_peak[nearest]))
             return Halt(

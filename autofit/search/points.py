@@ -1,5 +1,6 @@
 """Distances and dominance between points of an enumerated space. No Optuna here."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from autofit.config.space import LegalSpace, Value
@@ -8,6 +9,7 @@ from autofit.config.trial import TrialSpec
 GROWS_WITH = ("micro_batch_size", "cutoff_len")
 """Knobs of which more always needs more memory, everything else equal. (Not so checkpointing, freezing or ZeRO stages: fewer
 trainable parts can need more.)"""
+_SAME = tuple(name for name in TrialSpec.model_fields if name not in {*GROWS_WITH, "gradient_accumulation_steps"})
 
 
 def is_ordered(name: str, value: Value) -> bool:
@@ -50,21 +52,31 @@ def most_distant(candidates: Sequence[TrialSpec], tried: Sequence[TrialSpec], sp
     return max(candidates, key=lambda point: min((distance(point, other, space.knobs) for other in tried), default=0.0))
 
 
+def may_fit(points: Iterable[TrialSpec], out_of_memory: Iterable[TrialSpec]) -> list[TrialSpec]:
+    """Those of `points` of which no configuration that ran out of memory says that they cannot fit (see `cannot_fit`)."""
+    failed: dict[tuple[object, ...], list[TrialSpec]] = defaultdict(list)
+    for spec in out_of_memory:
+        failed[_comparable(spec)].append(spec)
+    return [point for point in points if not any(_needs_more(point, spec) for spec in failed.get(_comparable(point), ()))]
+
+
 def cannot_fit(point: TrialSpec, out_of_memory: Iterable[TrialSpec]) -> TrialSpec | None:
     """A configuration that ran out of memory and needs no more than `point` does, or None.
 
     `point` needs at least as much where it differs from that one only by a larger micro-batch (with the accumulation that
     keeps the global batch) or a longer cutoff_len.
     """
-    for failed in out_of_memory:
-        larger = all(getattr(point, name) >= getattr(failed, name) for name in GROWS_WITH)
-        if larger and _comparable(point) == _comparable(failed) and _accumulates(point) >= _accumulates(failed):
-            return failed
-    return None
+    same = _comparable(point)
+    return next((spec for spec in out_of_memory if _comparable(spec) == same and _needs_more(point, spec)), None)
 
 
-def _comparable(spec: TrialSpec) -> TrialSpec:
-    return spec.model_copy(update={**dict.fromkeys(GROWS_WITH, 1), "gradient_accumulation_steps": 1})
+def _needs_more(point: TrialSpec, failed: TrialSpec) -> bool:
+    larger = all(getattr(point, name) >= getattr(failed, name) for name in GROWS_WITH)
+    return larger and _accumulates(point) >= _accumulates(failed)
+
+
+def _comparable(spec: TrialSpec) -> tuple[object, ...]:
+    return tuple(getattr(spec, name) for name in _SAME)
 
 
 def _accumulates(spec: TrialSpec) -> bool:

@@ -27,7 +27,7 @@ from autofit.search.expectation import Earlier
 from autofit.search.guide import Choice, Guide, Halt, Nearest
 from autofit.search.guided import GuidedSampler
 from autofit.search.history import decode, distributions, to_frozen
-from autofit.search.points import cannot_fit, distance, most_distant, nearest
+from autofit.search.points import distance, may_fit, most_distant, nearest
 
 STARTUP_TRIALS = 6
 """Trials of the maximin design before a model is asked."""
@@ -71,7 +71,7 @@ def propose(sampler: str, context: Context) -> Choice | Halt:
     untried = [point for point in context.space.points if point not in tried]
     if sampler != "grid":
         failed = [trial.spec for trial in context.history if trial.out_of_memory]
-        untried = [point for point in untried if cannot_fit(point, failed) is None]
+        untried = may_fit(untried, failed)
     return SAMPLERS[sampler](context, untried) if untried else Halt("every configuration that may fit was tried")
 
 

@@ -33,12 +33,14 @@ def take_over(store: Store, plan: Plan, said: Callable[[str], None]) -> int:
     Args:
         said: told from which study they are.
     """
-    study, versions = plan.study, probe(plan.study.python).versions
-    if store.trials(study.name):
+    study = plan.study
+    others = [each for each in store.studies() if each.name != study.name and same_things(each, study)]
+    if not others or store.trials(study.name):
         return 0
+    versions = probe(study.python).versions
     taken: dict[tuple[Purpose, str], TrialRecord] = {}
     legal = set(plan.legal.points)
-    for other in reversed([each for each in store.studies() if each.name != study.name and same_things(each, study)]):
+    for other in reversed(others):
         found = [trial for trial in store.trials(other.name) if trial.spec in legal and _holds(trial, other, study, versions)]
         fresh = {(trial.purpose, trial.spec.config_key()): trial for trial in found}
         fresh = {key: trial for key, trial in fresh.items() if key not in taken}
@@ -54,13 +56,14 @@ def take_over(store: Store, plan: Plan, said: Callable[[str], None]) -> int:
 
 def earlier_trials(store: Store, study: StudyRecord, known: Iterable[TrialRecord]) -> list[Earlier]:
     """Trials of the same model family, device and versions that are not among `known`, as priors; newest studies first."""
+    others = [each for each in store.studies() if each.name != study.name and each.hardware.device == study.hardware.device]
+    if not others:
+        return []
     device = study.hardware.devices[0].name
     wanted = Basis.of(study.model, device, probe(study.python).versions)
     have = {trial.spec for trial in known}
     found: list[Earlier] = []
-    for other in reversed(store.studies()):
-        if other.name == study.name or other.hardware.device != study.hardware.device:
-            continue
+    for other in reversed(others):
         for trial in store.trials(other.name, purpose="search"):
             if trial.result is None or trial.spec in have or len(found) >= LIMIT:
                 continue

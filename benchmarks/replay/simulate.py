@@ -52,17 +52,24 @@ def main() -> None:
     TABLES.mkdir(exist_ok=True)
     for card in CARDS:
         plan = plan_study(SearchRequest(gpu_mem_bytes=card * GIB, space="qwen2_5_vl_7b", device="none"))
-        found = _predictions(plan)
+        predictor = _predictor(plan)
+        found = _predictions(plan, predictor)
+        trace, _ = predictor._traced(plan.legal.reference, plan.study.model)
+        parameters = sum(parameter.elements for parameter in trace.parameters)
         file = TABLES / f"simulated_7b_{card}gb.jsonl"
         rows = [_row(plan, spec, answer, card) for spec, answer in found.items()]
-        save(file, _header(plan, card), rows)
+        save(file, _header(plan, card, parameters), rows)
         print(file.name, len(rows), "configurations")
 
 
-def _predictions(plan: Plan) -> Answers:
+def _predictor(plan: Plan) -> Predictor:
+    environment = probe(plan.study.python)
+    card = device_model(plan.study.hardware.devices[0].name)
+    return Predictor(environment.python, environment.versions, device=card)
+
+
+def _predictions(plan: Plan, predictor: Predictor) -> Answers:
     study = plan.study
-    environment = probe(study.python)
-    predictor = Predictor(environment.python, environment.versions, device=device_model(study.hardware.devices[0].name))
     forecaster = Forecaster(predictor)
     forecaster.prepare([(spec, study.model) for spec in plan.legal.points], lambda done, of: None)
     found: Answers = {}
@@ -71,7 +78,7 @@ def _predictions(plan: Plan) -> Answers:
     return {spec: found[spec] for spec in plan.legal.points}
 
 
-def _header(plan: Plan, card: int) -> Header:
+def _header(plan: Plan, card: int, parameters: int) -> Header:
     study = plan.study
     return Header(
         name=f"simulated_7b_{card}gb",
@@ -82,6 +89,7 @@ def _header(plan: Plan, card: int) -> Header:
         num_gpus=len(study.hardware.devices),
         objective=study.space.objective,
         budget_bytes=study.memory_budget_bytes,
+        total_parameters=parameters,
         machine={"planned": f"{len(study.hardware.devices)} x {study.hardware.devices[0].name}"},
         versions={"python": platform.python_version(), **probe(study.python).versions},
         base=plan.legal.reference,

@@ -37,6 +37,8 @@ class Header(Frozen):
     objective: str
     budget_bytes: int
     """At which strategies are replayed; a row that needs more runs out of memory."""
+    total_parameters: int
+    """Of the model, frozen ones included: DeepSpeed's memory formula counts them all."""
     machine: dict[str, Any]
     versions: dict[str, str]
     base: TrialSpec

@@ -116,7 +116,17 @@ def test_a_space_without_a_legal_start_says_why(
 def test_a_space_with_no_legal_point_says_what_excluded_everything(tiny: dict[str, Any], tmp_path: Path) -> None:
     contradiction = [{"when": {"method": ["full", "lora"]}, "only": {"zero_stage": 1}}]
     space = SearchSpace.load(written({**tiny, "conditions": contradiction}, tmp_path))
-    with pytest.raises(UsageError, match="no legal point: its conditions exclude everything"):
+    words = "no legal point: its conditions exclude everything .method full or lora only with zero_stage 1"
+    with pytest.raises(UsageError, match=words):
+        enumerate_space(space, resolve_model(space.model), 2)
+
+
+def test_a_reference_that_its_own_conditions_forbid_is_refused(tiny: dict[str, Any], tmp_path: Path) -> None:
+    forbids = [{"when": {"method": "full"}, "only": {"zero_stage": [0, 2]}, "why": "made up"}]
+    space = SearchSpace.load(written({**tiny, "conditions": forbids}, tmp_path))
+    with pytest.raises(
+        UsageError, match=r"reference contradicts its condition: method full only with zero_stage 0 or 2 .made up"
+    ):
         enumerate_space(space, resolve_model(space.model), 2)
 
 
