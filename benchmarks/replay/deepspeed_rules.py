@@ -45,7 +45,7 @@ class _Tuner:
         self._peaks: dict[TrialSpec, int] = {}
         reference = table.legal.reference
         same = [point for point in table.legal.points if self._like(point, reference)]
-        self._points = {(point.zero_stage, point.micro_batch_size): point for point in same}
+        self._points: dict[tuple[int, int], TrialSpec] = {(point.zero_stage, point.micro_batch_size): point for point in same}
         self._stages = sorted({stage for stage, _ in self._points})
         self._largest = max(micro for _, micro in self._points)
 

@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.replay.record --db sqlite:///FILE --study NAME --budget 300MB [-o TABLE.jsonl]
 
 Predictions are those that the study stored before each trial ran, without corrections; trials without one have none. The study
-should have been searched with `--sampler grid --fresh`, so that no trial is missing.
+should have been searched with `--sampler grid --no-reuse`, so that no trial is missing.
 """
 
 import argparse
