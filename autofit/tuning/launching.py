@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +88,9 @@ def _recover(folder: Path, certificate: Certificate, store: Store, failure: _Fai
     number = _observe(store, folder, certificate, failure)
     trials = store.trials(certificate.study)
     legal = enumerate_space(study.space, study.model, certificate.spec.num_gpus, study.floor)
-    resumed = progress.checkpoint is not None
+    unusable = _resume_problem(trials) if progress.checkpoint else None
+    checkpoint = None if unusable else progress.checkpoint
+    resumed = checkpoint is not None
     safer = next_safer(legal.points, trials, certificate.spec, same_sharding=resumed)
     happened = f"out of memory {progress.words} (trial {number} of study {study.name})"
     if safer is None:
@@ -99,9 +101,15 @@ def _recover(folder: Path, certificate: Certificate, store: Store, failure: _Fai
             else ""
         )
         raise AutofitError(f"{happened}; the study has no safer configuration to go on with{hint}")
-    target, after = write_recovery(folder, certificate, safer, trials, progress.checkpoint)
-    where = f"from {progress.checkpoint.name}" if progress.checkpoint else "from the start"
+    target, after = write_recovery(folder, certificate, safer, trials, checkpoint)
+    where = f"from {checkpoint.name}" if checkpoint else "from the start" + (f", because {unusable}," if unusable else "")
     return target, after, f"{happened}; goes on {where} with {_difference(certificate.spec, safer)}: {target / FILE}"
+
+
+def _resume_problem(trials: Sequence[TrialRecord]) -> str | None:
+    """What a confirmation of the study found wrong with resuming: a checkpoint that loses weights must not be gone on from."""
+    found = [trial.result.resume_problem for trial in trials if trial.purpose == "confirm" and trial.result]
+    return next((problem for problem in reversed(found) if problem), None)
 
 
 def _observe(store: Store, folder: Path, certificate: Certificate, failure: _Failure) -> int:

@@ -174,6 +174,25 @@ def test_recovery_goes_on_from_the_last_whole_checkpoint(here: Path, stub_python
     assert certificate.evidence == "predicted" and certificate.spec.gradient_checkpointing
 
 
+def test_a_checkpoint_that_loses_weights_is_not_gone_on_from(here: Path, stub_python: str) -> None:
+    """transformers 5.5 leaves weights of a full vision-language model as they were when it resumes; the confirmation saw it."""
+    _, spec = prepared(here, "text_lora", stub_python, {"micro_batch_size": 4, "gradient_checkpointing": False})
+    problem = "resuming left 74 weights as they were before training"
+    with Store.open("autofit.db") as store:
+        number = len(store.trials("s"))
+        now = datetime.now(UTC)
+        trial = TrialRecord(
+            study="s", trial_number=number, purpose="confirm", spec=spec, reason="r", run_dir="d", started_at=now
+        )
+        store.start_trial(trial)
+        found = TrialResult(outcome="OOM", resume_problem=problem)
+        store.finish_trial("s", number, now, found)
+    done = launch(here, "best", "--recover", FAULT="oom1")
+    assert done.returncode == 0, done.stderr
+    assert f"goes on from the start, because {problem}, with micro_batch_size 2" in done.stderr
+    assert [run.get("resume_from_checkpoint") for run in runs(here)] == [None, None]
+
+
 def test_nothing_safer_is_left(here: Path, stub_python: str) -> None:
     prepared(here, "text_lora_ds3", stub_python, {"micro_batch_size": 1, "gradient_checkpointing": True, "zero_stage": 2}, 2)
     done = launch(here, "best", "--recover", FAULT="oom9")
