@@ -66,7 +66,7 @@ def test_two_real_trials_of_the_users_file(tmp_path: Path, name: str) -> None:
     )
     for long, short in (
         ("cutoff_len: 192", "cutoff_len: 32"),
-        ("cutoff_len: 256", "cutoff_len: 88"),
+        ("cutoff_len: 256", "cutoff_len: 96"),
         ("_steps: 8", "_steps: 2"),
     ):
         text = text.replace(long, short)  # seconds, not minutes
