@@ -129,7 +129,9 @@ def study(reader: Reader, name: str) -> dict[str, Any]:
         if job is None:
             reader.trial_rows(name, limit=1)  # raises what names the nearest
         return {**_waiting(name, job or {}), "job": job}
-    best = [{key: row[key] for key in row if key != "study"} for row in _ask(reader, _BEST + " WHERE study = ?", name).as_dicts()]
+    best = [
+        {key: row[key] for key in row if key != "study"} for row in _ask(reader, _BEST + " WHERE study = ?", name).as_dicts()
+    ]
     return {**_shaped(rows[0]), "job": job, "best": best[0] if best else None}
 
 

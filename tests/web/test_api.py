@@ -54,7 +54,9 @@ def test_trials_are_filtered_sorted_and_paged(client: TestClient) -> None:
     assert len(client.get("/api/trials").json()["trials"]) == 7
 
 
-@pytest.mark.parametrize("where", ["1; DROP TABLE trials", "speed > 3", "outcome = (SELECT 1)", "(", "", "1 --", "load_extension('x')"])
+@pytest.mark.parametrize(
+    "where", ["1; DROP TABLE trials", "speed > 3", "outcome = (SELECT 1)", "(", "", "1 --", "load_extension('x')"]
+)
 def test_a_condition_that_is_none_is_refused(client: TestClient, where: str) -> None:
     assert "--where" in fault(client.get("/api/studies/first/trials", params={"where": where}), 422)["message"]
 
@@ -100,7 +102,7 @@ def test_a_search_is_submitted_paused_resumed_and_cancelled(client: TestClient) 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"gpu_mem": "much"}, "memory size"),
+        ({"gpu_mem": "much"}, "gpu_mem"),
         ({"study": "../x"}, "study"),
         ({"study": "-x"}, "study"),
         ({"trials": 0}, "trials"),
@@ -220,7 +222,9 @@ def test_malformed_requests_are_4xx_in_the_one_shape(client: TestClient) -> None
     fault(client.get("/api/studies/%00"), 404)
 
 
-def test_a_database_that_is_locked_gone_or_newer_is_503(client: TestClient, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_locked_gone_or_newer_is_503(
+    client: TestClient, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert client.get("/api/health").status_code == 200
     monkeypatch.setattr("autofit.store.sqlite.BUSY_SECONDS", 0.1)
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
