@@ -113,7 +113,8 @@ def studies(reader: Reader) -> list[dict[str, Any]]:
         found.setdefault(name, _waiting(name, job))["job"] = job
     for row in _ask(reader, _BEST).as_dicts():
         found[row.pop("study")]["best"] = row
-    return sorted(reversed(found.values()), key=lambda study: str(study["created_at"]), reverse=True)
+    newest = list(found.values())[::-1]  # the last of those that were made at once
+    return sorted(newest, key=lambda study: str(study["created_at"]), reverse=True)
 
 
 def study(reader: Reader, name: str) -> dict[str, Any]:
