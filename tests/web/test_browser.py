@@ -208,7 +208,7 @@ def test_a_search_is_submitted_watched_and_its_winner_downloaded(served: Served,
     page.get_by_label("Search space").select_option("tiny_qwen2_5_vl")
     page.locator("[name=model]").fill("../outside")
     page.get_by_label("Devices to run on").select_option("cpu")
-    page.locator("[name=trials]").fill("4")
+    page.locator("[name=trials]").fill("2" if REAL else "4")
     page.get_by_role("button", name="Put it into the queue").click()
     page.locator("#fault:not([hidden])").wait_for()
     assert "--root" in page.locator("#fault").inner_text()
@@ -222,7 +222,7 @@ def test_a_search_is_submitted_watched_and_its_winner_downloaded(served: Served,
     if SHOTS:
         page.screenshot(path=str(Path(SHOTS) / "live.png"), full_page=True)
     page.locator("#state", has_text="finished").wait_for()
-    assert page.locator("#rows tr").count() >= 5, "the rows came without a reload"
+    assert page.locator("#rows tr").count() >= 3, "the rows came without a reload"
     page.locator("#pareto a:has(.ring)").wait_for()
     with page.expect_download() as waiting:
         page.locator("#download-yaml:not([hidden])").click()

@@ -1,7 +1,7 @@
 """Everything that the OpenAPI document allows, and much that it does not: no server error, no answer that it does not describe.
 
 `AUTOFIT_FUZZ_EXAMPLES` is how many requests are made up for each operation and way of making them up; the default keeps CI
-short, 100 make more than 5,000 calls. `-s` shows what was called.
+short, 125 make more than 5,000 calls. `-s` shows what was called.
 """
 
 import os
