@@ -1,6 +1,6 @@
 """The service under load: 200 readers of a study of 100,000 trials beside a bare FastAPI route, 500 listeners of a live one.
 
-    python benchmarks/service_load.py [--trials 100000] [--readers 200] [--listeners 500]
+    python benchmarks/service_load.py [--trials 100000] [--readers 200] [--listeners 500] [--seconds 12]
 
 Both apps run in a server process of their own on this machine, one after the other; figures are of this run. Exit 1 when a
 request failed or a listener lost an event.
@@ -30,7 +30,6 @@ from autofit.store import Store
 from autofit.store.rows import result_row, to_json, trial_row
 from autofit.store.tables import trial_documents, trials
 
-SECONDS = 12.0
 EVENTS = 40
 SERVER = """
 import sys, uvicorn
@@ -95,13 +94,13 @@ def serve(what: str) -> tuple["subprocess.Popen[bytes]", str]:
     raise SystemExit("the server does not start")
 
 
-async def read(url: str, path: str, readers: int) -> tuple[list[float], int]:
-    """Seconds of each answer while `readers` ask one after the other for SECONDS; and how many failed."""
+async def read(url: str, path: str, readers: int, seconds: float) -> tuple[list[float], int]:
+    """Seconds of each answer while `readers` ask one after the other for `seconds`; and how many failed."""
     taken: list[float] = []
     failed = 0
     limits = httpx.Limits(max_connections=readers, max_keepalive_connections=readers)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + seconds
 
         async def reader() -> None:
             nonlocal failed
@@ -163,6 +162,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--readers", type=int, default=200)
     parser.add_argument("--listeners", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=12.0, help="how long each route is asked")
     asked = parser.parse_args()
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -174,11 +174,13 @@ def main() -> int:
             process, url = serve(what)
             try:
                 for name, path in paths.items():
-                    taken, failed = asyncio.run(read(url, path, asked.readers))
+                    taken, failed = asyncio.run(read(url, path, asked.readers, asked.seconds))
                     bad += failed
                     cuts = statistics.quantiles(taken, n=20)
                     middle, high = 1000 * cuts[9], 1000 * cuts[18]
-                    print(f"{name:<12} {len(taken):>8} {len(taken) / SECONDS:>9.0f} {middle:>8.1f} {high:>8.1f} {failed:>7}")
+                    print(
+                        f"{name:<12} {len(taken):>8} {len(taken) / asked.seconds:>9.0f} {middle:>8.1f} {high:>8.1f} {failed:>7}"
+                    )
                 if what != "bare":
                     lost, longest = asyncio.run(listen(url, asked.listeners, database))
                     bad += lost
