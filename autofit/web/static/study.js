@@ -171,11 +171,10 @@ function tick(beat) {
   if (beat.memory_bytes !== null) samples.points.push({ x: (Date.now() - samples.from) / 1000, y: beat.memory_bytes });
   if (samples.points.length > 600) samples.points = samples.points.filter((_, place) => place % 2);
   const cuda = now.device === "cuda";
-  const limit = cuda ? now.memory_budget_bytes : now.memory_budget_bytes + (samples.points[0]?.y ?? 0);
   at("memory-note").textContent = cuda
     ? "What the device has in use, looked at twice a second; the measured peak comes with the result."
-    : "Resident memory of the process, looked at twice a second. A processor's budget counts what is added after the start, so its line lies that much above the first look.";
-  curve(at("memory-now"), { points: samples.points, limit, limitName: `budget ${size(now.memory_budget_bytes)}`, yFormat: size, xName: "" });
+    : "Resident memory of the process, its libraries included, looked at twice a second. A processor's budget counts only what the model adds, so that it cannot be drawn here.";
+  curve(at("memory-now"), { points: samples.points, limit: cuda ? now.memory_budget_bytes : null, limitName: `budget ${size(now.memory_budget_bytes)}`, yFormat: size, xName: "" });
 }
 
 async function offerExport() {
