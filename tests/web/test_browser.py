@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from conftest import fill
 
@@ -91,7 +92,17 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(url, folder)
     finally:
         process.terminate()
-        process.wait(timeout=30)  # its supervisor sees that it is gone, and ends when nothing is left to do
+        process.wait(timeout=30)
+        _end_supervisor(folder)
+
+
+def _end_supervisor(folder: Path) -> None:
+    """It outlives the server; told to stop, it stops its searches too."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "supervise" in words and f"--db={folder / 'autofit.db'}" in words:
+            process.terminate()
+            process.wait(timeout=90)
 
 
 def _wait_for(url: str, folder: Path) -> None:
