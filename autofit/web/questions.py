@@ -16,7 +16,7 @@ from autofit.errors import AutofitError
 from autofit.store.reader import Reader, Rows
 
 KEPT = 16
-CLOUD = 3000
+CLOUD = 1000
 """Points that a picture shows beside the front; of more, every n-th."""
 
 _SUMMARY = """
