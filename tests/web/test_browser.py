@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from conftest import fill
+from served_database import fill
 
 from autofit.config.model import ModelRef, resolve_model
 
