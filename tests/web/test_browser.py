@@ -254,6 +254,7 @@ def _train(yaml: Path) -> None:
     """Three steps of the downloaded file, as a user runs it."""
     tool = ROOT / ".venv-llamafactory" / "bin" / "llamafactory-cli"
     env = {**os.environ, "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    env["PATH"] = f"{tool.parent}{os.pathsep}{os.environ['PATH']}"  # torchrun is found there
     env.pop("PYTHONPATH", None)
     text = re.sub(r"(?m)^(max_steps|num_train_epochs):.*\n", "", yaml.read_text()) + "\nmax_steps: 3\nuse_cpu: true\n"
     yaml.write_text(text)
