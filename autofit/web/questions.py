@@ -16,7 +16,7 @@ from autofit.errors import AutofitError
 from autofit.store.reader import Reader, Rows
 
 KEPT = 16
-CLOUD = 3000
+CLOUD = 1000
 """Points that a picture shows beside the front; of more, every n-th."""
 
 _SUMMARY = """
@@ -113,7 +113,8 @@ def studies(reader: Reader) -> list[dict[str, Any]]:
         found.setdefault(name, _waiting(name, job))["job"] = job
     for row in _ask(reader, _BEST).as_dicts():
         found[row.pop("study")]["best"] = row
-    return sorted(reversed(found.values()), key=lambda study: str(study["created_at"]), reverse=True)
+    newest = list(found.values())[::-1]  # the last of those that were made at once
+    return sorted(newest, key=lambda study: str(study["created_at"]), reverse=True)
 
 
 def study(reader: Reader, name: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from autofit.units import parse_bytes, parse_seconds
 
 MAX_INT = 2**31 - 1
 STUDY_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+SIZE = r"^[0-9]{1,15}(\.[0-9]{1,6})?[ ]?[kmgtKMGT]?(i?[bB])?$"
+"""A memory size, as `units.parse_bytes` reads it."""
 Study = Annotated[str, Path(description="Name of the study.", min_length=1, max_length=200)]
 TrialNumber = Annotated[int, Path(description="Its number in the study.", ge=0, le=MAX_INT)]
 Text = Annotated[str, Field(min_length=1, max_length=400)]
@@ -26,7 +28,7 @@ class Submission(_Body):
 
     study: str = Field(pattern=STUDY_NAME)
     """Name of the study that it makes."""
-    gpu_mem: str = Field(min_length=1, max_length=40, examples=["80GB"])
+    gpu_mem: str = Field(pattern=SIZE, examples=["80GB"])
     """Memory of the card."""
     space: Text | None = None
     """Name of a space that ships, or a file in a folder that the service may use."""
@@ -179,7 +181,7 @@ class Asked(_Body):
     """A configuration to be predicted."""
 
     spec: TrialSpec
-    gpu_mem: str | None = Field(default=None, min_length=1, max_length=40, examples=["24GB"])
+    gpu_mem: str | None = Field(default=None, pattern=SIZE, examples=["24GB"])
     """Budget; decides `fits`."""
     card: Text | None = None
     """Device whose rates the time rests on, and whose memory is the most."""

@@ -102,7 +102,7 @@ def test_a_search_is_submitted_paused_resumed_and_cancelled(client: TestClient) 
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"gpu_mem": "much"}, "memory size"),
+        ({"gpu_mem": "much"}, "gpu_mem"),
         ({"study": "../x"}, "study"),
         ({"study": "-x"}, "study"),
         ({"trials": 0}, "trials"),
@@ -264,9 +264,9 @@ def test_two_writers_wait_for_each_other(client: TestClient, database: Path) -> 
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/studies/first", "/studies/second", "/studies/first?where=nonsense", "/studies/first/trials/1", "/studies/first/trials/2",
-     "/studies/second/trials/0", "/studies/first/compare", "/studies/first/compare?a=0&b=2", "/studies/second/compare", "/plan", "/new",
-     "/ask", "/login", "/api/docs"],
+    ["/", "/studies/first", "/studies/second", "/studies/first?where=nonsense", "/studies/first/trials/1",
+     "/studies/first/trials/2", "/studies/second/trials/0", "/studies/first/compare", "/studies/first/compare?a=0&b=2",
+     "/studies/second/compare", "/plan", "/new", "/ask", "/login", "/api/docs"],
 )  # fmt: skip
 def test_every_page_is_rendered_without_inline_code_or_foreign_address(client: TestClient, path: str) -> None:
     page = client.get(path)

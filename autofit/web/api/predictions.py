@@ -105,8 +105,8 @@ def _document(prediction: Prediction, budget: int | None, steps: Timeline | None
 
 
 def _term(name: str, size: int) -> dict[str, Any]:
-    beside = (words.BESIDE.get(name, name.replace("_", " ")), None)
-    label, colour = _SUMS.get(name) or words.TERMS.get(name, beside)
+    beside: tuple[str, str | None] = (words.BESIDE.get(name, name.replace("_", " ")), None)
+    label, colour = _SUMS.get(name) or words.TERMS.get(name) or beside
     return {"name": name, "label": label, "colour": colour, "bytes": size}
 
 

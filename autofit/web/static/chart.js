@@ -219,7 +219,7 @@ export function bars(figure, { rows, budget, format }) {
         at += part.bytes;
       }
       const inside = x(at) > width - 150;
-      if (row.text) svg.append(node("text", narrow ? { x: width - 4, y: top - 4, "text-anchor": "end" } : inside ? { x: width - 8, y: top - 3, "text-anchor": "end" } : { x: x(at) + 8, y: top + 15 }, row.text));
+      if (row.text) svg.append(node("text", narrow ? { x: (budget ? x(budget) : width) - 8, y: top - 4, "text-anchor": "end" } : inside ? { class: "in-bar", x: x(at) - 8, y: top + 15, "text-anchor": "end" } : { x: x(at) + 8, y: top + 15 }, row.text));
     });
     if (budget) {
       svg.append(node("line", { class: "budget", x1: x(budget), x2: x(budget), y1: 14, y2: height - 4 }));

@@ -17,7 +17,10 @@ const predicted = () => now?.device === "none";
 const speedOf = (row) => row.samples_per_second ?? row.predicted_samples_per_second ?? null;
 const peakOf = (row) => row.peak_device_bytes ?? row.predicted_peak_bytes ?? null;
 
+const failed = (row) => !["COMPLETED", "PREDICTED", "SKIPPED", "GROWTH", "THRASH"].includes(row.outcome);
+
 function about(row) {
+  if (failed(row)) return [`trial ${row.trial_number}: ${outcome(row)}`, row.phase ? `in ${row.phase.replace("_", " ")}` : "", knobs(row)].filter(Boolean);
   const kind = row.samples_per_second || row.peak_device_bytes ? "" : ", predicted";
   return [`trial ${row.trial_number}: ${outcome(row)}`, `${figure(speedOf(row))} samples/s${kind}`, `${size(peakOf(row))} at the peak`, knobs(row)];
 }
@@ -38,12 +41,12 @@ function drawFront() {
   const points = [];
   for (const row of rows.values()) {
     if (!row.outcome) continue; // it runs
-    const failed = !["COMPLETED", "PREDICTED", "GROWTH", "THRASH"].includes(row.outcome);
-    const peak = peakOf(row) ?? (failed ? budget : null);
-    if (peak === null || (failed && predicted() && speedOf(row) === null)) continue;
-    const kind = fronted.has(row.trial_number) ? "front" : failed && !predicted() ? "failed" : peak > budget || failed ? "over" : "other";
+    // one that failed was at the budget's edge at least, unless its peak is known
+    const peak = failed(row) ? row.peak_device_bytes ?? budget : peakOf(row);
+    if (peak === null || (!failed(row) && speedOf(row) === null)) continue;
+    const kind = fronted.has(row.trial_number) ? "front" : failed(row) ? "failed" : peak > budget || row.outcome === "SKIPPED" ? "over" : "other";
     const lines = about(row);
-    points.push({ x: gib(peak), y: failed && !predicted() ? 0 : speedOf(row) ?? 0, kind, winner: row.trial_number === now?.winner_trial_number, href: trialHref(row.trial_number), label: lines.join(", "), lines });
+    points.push({ x: gib(peak), y: failed(row) ? 0 : speedOf(row), kind, winner: row.trial_number === now?.winner_trial_number, href: trialHref(row.trial_number), label: lines.join(", "), lines });
   }
   const rank = { failed: 0, over: 0, other: 1, front: 2 };
   points.sort((a, b) => rank[a.kind] - rank[b.kind] || a.x - b.x);
@@ -140,7 +143,7 @@ function put(row, isNews) {
   const dot = document.createElement("span");
   dot.className = `dot ${(row.outcome ?? "running").toLowerCase()}`;
   const purpose = row.purpose === "search" ? "" : ` · ${row.purpose}`;
-  const cells = [[link], [dot, outcome(row) + purpose], [size(peakOf(row))], [seconds(stepOf(row))], [figure(speedOf(row))], [knobs(row)]];
+  const cells = [[link], [dot, outcome(row) + purpose], [size(failed(row) ? row.peak_device_bytes : peakOf(row))], [seconds(stepOf(row))], [figure(failed(row) ? null : speedOf(row))], [knobs(row)]];
   line.replaceChildren(
     ...cells.map((parts, place) => {
       const cell = document.createElement("td");
@@ -168,11 +171,10 @@ function tick(beat) {
   if (beat.memory_bytes !== null) samples.points.push({ x: (Date.now() - samples.from) / 1000, y: beat.memory_bytes });
   if (samples.points.length > 600) samples.points = samples.points.filter((_, place) => place % 2);
   const cuda = now.device === "cuda";
-  const limit = cuda ? now.memory_budget_bytes : now.memory_budget_bytes + (samples.points[0]?.y ?? 0);
   at("memory-note").textContent = cuda
     ? "What the device has in use, looked at twice a second; the measured peak comes with the result."
-    : "Resident memory of the process, looked at twice a second. A processor's budget counts what is added after the start, so its line lies that much above the first look.";
-  curve(at("memory-now"), { points: samples.points, limit, limitName: `budget ${size(now.memory_budget_bytes)}`, yFormat: size, xName: "" });
+    : "Resident memory of the process, its libraries included, looked at twice a second. A processor's budget counts only what the model adds, so that it cannot be drawn here.";
+  curve(at("memory-now"), { points: samples.points, limit: cuda ? now.memory_budget_bytes : null, limitName: `budget ${size(now.memory_budget_bytes)}`, yFormat: size, xName: "" });
 }
 
 async function offerExport() {

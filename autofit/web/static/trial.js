@@ -34,9 +34,13 @@ get(`${base}/timeline`)
   .then((found) => {
     const timeline = found.timeline;
     at("timeline").hidden = false;
-    const notes = [`The highest point is in ${timeline.peak_phase.replace("_", " ")}.`, timeline.first_step ? "The first step is shown: it makes the optimizer's state and needs more than later ones." : "", ...timeline.not_shown.map((line) => `Not shown: ${line}.`)];
+    const notes = ["Tensors, as a GPU holds them.", `The highest point is in ${timeline.peak_phase.replace("_", " ")}.`, timeline.first_step ? "The first step is shown: it makes the optimizer's state and needs more than later ones." : "", ...timeline.not_shown.map((line) => `Not shown: ${line}.`)];
     at("timeline-note").textContent = notes.filter(Boolean).join(" ");
     stack(at("timeline"), { timeline, budget, format: size });
     legend(at("timeline-terms"), timeline.terms, size);
   })
   .catch((fault) => (at("timeline-note").textContent = `It cannot be predicted here: ${fault.message}`));
+
+// a trial whose model has no weights cannot be exported: the button goes, rather than download an error
+const link = document.querySelector("[data-needs-export]");
+if (link) get(`/api/studies/${encodeURIComponent(study)}/export?trial=${trial}`).catch(() => link.remove());
