@@ -16,7 +16,8 @@ from autofit.config.trial import Images, Measure, RunSpec, TrialSpec
 from autofit.data.profile import DataProfile
 from autofit.errors import AutofitError
 from autofit.launch.environment import TrainingEnvironment
-from autofit.predict.allocator import Epoch, Events, replay_epoch
+from autofit.predict.allocator import Events
+from autofit.predict.epoch import Epoch, replay_epoch
 from autofit.tuning import data as data_module
 from autofit.tuning.batches import Batches
 from autofit.tuning.data import StudyData, data_notes, read_data

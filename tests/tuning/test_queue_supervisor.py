@@ -24,6 +24,14 @@ KILLS = 20
 TRIALS = 10
 
 
+def _command(process: psutil.Process) -> list[str]:
+    """Its arguments; none of one that has ended since it was listed."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 class Service:
     """A database with a queue, and a supervisor as a user starts it."""
 
@@ -50,10 +58,10 @@ class Service:
 
     def searches(self) -> list[psutil.Process]:
         """The drivers that live."""
-        return [one for one in self._processes() if "search" in one.cmdline()]
+        return [one for one in self._processes() if "search" in _command(one)]
 
     def workers(self) -> list[psutil.Process]:
-        return [one for one in self._processes() if "run" in one.cmdline() and "search" not in one.cmdline()]
+        return [one for one in self._processes() if "run" in _command(one) and "search" not in _command(one)]
 
     def _processes(self) -> list[psutil.Process]:
         found = []
