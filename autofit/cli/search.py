@@ -62,7 +62,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
     trial_timeout: Annotated[str, typer.Option(help="Longest that one trial may take.")] = "30m",
     sampler: Annotated[Literal["guided", "tpe", "gp", "random", "grid"] | None, typer.Option(help="Default guided.")] = None,
     no_reuse: Annotated[
-        bool, typer.Option("--no-reuse", help="Run every trial, also those that an earlier study has run.")
+        bool, typer.Option("--no-reuse", help="Run every trial, also those that an earlier study has run (guided).")
     ] = False,
     seed: Annotated[int | None, typer.Option(help="Default 0.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study; default: space and time.")] = None,

@@ -125,7 +125,8 @@ def run_search(
 
     Args:
         foresight: predicts each trial before it runs; None: no predictions are stored.
-        reuse: start from what earlier studies of the same things measured; where that decides, nothing is run.
+        reuse: sampler `guided` starts from what earlier studies of the same things measured; where that decides, nothing is
+            run. The other samplers are there to be compared, and run all of their trials.
         fresh_processes: every trial starts new interpreters; otherwise the search's trials are forked from one that has
             imported everything, and only confirmations start new ones.
 
@@ -143,7 +144,7 @@ def run_search(
         store.set_study_status(study.name, "RUNNING")
         try:
             driver.settle()
-            taken = take_over(store, plan, listener.said) if reuse else 0
+            taken = take_over(store, plan, listener.said) if reuse and study.sampler == "guided" else 0
             report = driver.conclude(driver.search(stop), from_store=taken > 0)
         except KeyboardInterrupt:
             store.set_study_status(study.name, "INTERRUPTED")
