@@ -6,7 +6,8 @@ For each case: `search` of a tiny Qwen2.5-VL over a generated image dataset with
 confirmation), `export`, the exported YAML under the unmodified `llamafactory-cli train`, watched with the trials' own ruler by
 `certificate_observer/sitecustomize.py`. The peak is compared with the certificate's, and so is the speed; but on a machine that
 others use as well, wall clocks of runs one after the other differ by more than what is asked for. So the confirmation is run a
-second time beside the real run (`paired`): both then meet the same load. Aims: peak within 2 %, speed within 5 %.
+second time beside the real run (`paired`): both then meet the same load. Two ranks on two cores have no room for that: `--alone`
+runs it right after. Aims: peak within 2 %, speed within 5 %.
 """
 
 import argparse
@@ -60,6 +61,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=[*CASES], help=", ".join(CASES))
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--alone",
+        action="store_true",
+        help="confirm again after the real run, not beside it: for a machine that nobody else uses",
+    )
     parser.add_argument("--keep", type=Path, help="folder for everything that is made; default: a temporary one")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -69,7 +75,7 @@ def main() -> int:
         os.environ.update(RULER)
         rows: list[dict[str, Any]] = []
         for name in given.cases:
-            rows.append(run_case(name, folder))
+            rows.append(run_case(name, folder, alone=given.alone))
             show(rows[-1:])
             if given.out:
                 document = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), "rows": rows}
@@ -86,7 +92,7 @@ def prepare(folder: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) * REPEATS))
 
 
-def run_case(name: str, folder: Path) -> dict[str, Any]:
+def run_case(name: str, folder: Path, *, alone: bool) -> dict[str, Any]:
     """Search, export, an epoch: one row of the table."""
     fields = {**CASES[name]}
     ranks = fields.pop("num_gpus", 1)
@@ -110,8 +116,13 @@ def run_case(name: str, folder: Path) -> dict[str, Any]:
     assert certificate.confirm is not None and certificate.confirm.epoch is not None
     confirmed = json.loads((folder / "runs" / study / f"{certificate.confirm.trial_number:04d}" / "result.json").read_text())
     trial = folder / "runs" / study / f"{certificate.confirm.trial_number:04d}" / "spec.json"
-    with again(trial, folder / study / "paired") as paired:
+    if alone:
         seen = real_run(certificate, folder / study)
+        with again(trial, folder / study / "paired") as paired:
+            pass
+    else:
+        with again(trial, folder / study / "paired") as paired:
+            seen = real_run(certificate, folder / study)
     return row_of(name, certificate, confirmed, seen, json.loads(paired.read_text()))
 
 
