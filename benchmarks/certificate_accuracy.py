@@ -6,8 +6,9 @@ For each case: `search` of a tiny Qwen2.5-VL over a generated image dataset with
 confirmation), `export`, the exported YAML under the unmodified `llamafactory-cli train`, watched with the trials' own ruler by
 `certificate_observer/sitecustomize.py`. The peak is compared with the certificate's, and so is the speed; but on a machine that
 others use as well, wall clocks of runs one after the other differ by more than what is asked for. So the confirmation is run a
-second time beside the real run (`paired`): both then meet the same load. Two ranks on two cores have no room for that: `--alone`
-runs it right after. Aims: peak within 2 %, speed within 5 %.
+second time beside the real run (`paired`): both then meet the same load. Two ranks on two cores have no room for that: with
+`--alone` it runs right after. Two of three rows are the largest: a certificate is of the worst batch that can be drawn, and an
+epoch that never draws it needs less. Aims: peak within 2 %, speed within 5 %.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from PIL import Image
 
 from autofit.config.certificate import Certificate
 from autofit.config.trial import RunSpec
@@ -53,8 +56,8 @@ RULER = {
 }
 """Set for trials and real run alike. With the settings that trials usually have, a heap of changing shapes moves the peak of
 the same run by 8 % from one time to the next, which would hide what is looked for."""
-REPEATS = 3
-"""Times that each of the 32 samples is in the dataset: an epoch is long enough to be timed."""
+LARGEST = 64
+"""Copies of the largest sample beside the 32 of the dataset: an epoch is long enough to be timed, and draws the worst batch."""
 
 
 def main() -> int:
@@ -64,7 +67,7 @@ def main() -> int:
     parser.add_argument(
         "--alone",
         action="store_true",
-        help="confirm again after the real run, not beside it: for a machine that nobody else uses",
+        help="confirm again after the real run, not beside it: for a quiet machine",
     )
     parser.add_argument("--keep", type=Path, help="folder for everything that is made; default: a temporary one")
     given = parser.parse_args()
@@ -89,7 +92,15 @@ def prepare(folder: Path) -> None:
         return
     run([PYTHON, ROOT / "examples" / "make_tiny.py", folder], folder)
     file = folder / "data" / "tiny_vl.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) * REPEATS))
+    rows = json.loads(file.read_text())
+    file.write_text(json.dumps(rows + [max(rows, key=lambda row: tokens(row, file.parent))] * LARGEST))
+
+
+def tokens(row: dict[str, Any], folder: Path) -> float:
+    """About how many tokens a sample has: patches of 28 x 28 pixels, and words."""
+    with Image.open(folder / row["images"][0]) as image:
+        patches = image.width * image.height / 28**2
+    return patches + sum(len(message["content"].split()) for message in row["messages"])
 
 
 def run_case(name: str, folder: Path, *, alone: bool) -> dict[str, Any]:
