@@ -154,9 +154,9 @@ def predict(name: str) -> dict[str, int]:
 
 
 def _patches(spec: TrialSpec, model: Model) -> int:
-    from autofit.predict.predictor import _patches as of_spec
+    from autofit.predict.images import image_patches
 
-    return spec.micro_batch_size * spec.images.per_sample * of_spec(spec, model)
+    return spec.micro_batch_size * spec.images.per_sample * image_patches(spec, model)
 
 
 def configuration(spec: TrialSpec, hidden: int) -> dict[str, Any]:

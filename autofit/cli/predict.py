@@ -175,15 +175,5 @@ def _document(found: "Explanation", budget: int) -> dict[str, Any]:
         "shortfall_bytes": max(0, found.shortfall_bytes),
         "prediction": found.prediction.model_dump(),
         "phases": found.timeline.phases,
-        "remedies": [
-            {
-                "change": item.change,
-                "peak_device_bytes_high": item.prediction.peak_device_bytes_high,
-                "samples_per_second_ratio": item.price,
-                "training_changes": list(item.training),
-                "not_modelled": list(item.not_modelled),
-                "spec": item.spec.model_dump(mode="json"),
-            }
-            for item in found.remedies
-        ],
+        "remedies": [item.document() for item in found.remedies],
     }

@@ -31,6 +31,7 @@ from autofit.predict.calibrate import Calibration, calibrate
 from autofit.predict.capacity import ZERO_FRAGMENTATION, Demand, alone, assumed, device_peak, replayed
 from autofit.predict.devices import DeviceModel, for_memory
 from autofit.predict.epoch import Epoch
+from autofit.predict.images import image_patches
 from autofit.predict.lengths import BatchShape, replay_batches
 from autofit.predict.offload import UPDATE_BYTES, Offload
 from autofit.predict.roofline import Constants, Job, Timing, step_time
@@ -47,7 +48,6 @@ NCCL_BYTES = 512 * 2**20
 CPU_PROCESS_BYTES = {0: 56 * 2**20, 1: 44 * 2**20, 2: 44 * 2**20, 3: 97 * 2**20}
 """By ZeRO stage: what a rank's process grows by beside its tensors (heap, scratch of oneDNN and gloo). Medians of 13 trials of
 the tiny Qwen2.5-VL on two ranks, 38 to 98 MiB."""
-MAX_ASPECT_RATIO = 4.0
 
 
 def default_cache() -> Path:
@@ -204,7 +204,7 @@ class Predictor:
             raise UsageError(f"{model.label} is known by its hub id only; give a folder with config.json, or a preset")
         if reason := refusal(spec, model):
             raise AutofitError(f"cannot train: {reason}")
-        return self._trace(spec, model), spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
+        return self._trace(spec, model), spec.micro_batch_size * spec.images.per_sample * image_patches(spec, model)
 
     def budget(self, gpu_mem_bytes: int | None) -> int | None:
         """What a rank may use: `gpu_mem_bytes`, and no more than a named device has; None: neither is known."""
@@ -287,7 +287,7 @@ class Predictor:
             AutofitError: as `predict`.
         """
         trace = self._trace(spec, model)
-        patches = spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
+        patches = spec.micro_batch_size * spec.images.per_sample * image_patches(spec, model)
         images = max(1, spec.micro_batch_size * spec.images.per_sample)
         micro, optimizer = trace.operations(spec.micro_batch_size, spec.cutoff_len, patches, images)
         trainable = sum(p.elements * p.weight_bytes for p in trace.parameters if p.trainable)
@@ -323,24 +323,6 @@ def _offload(spec: TrialSpec, trace: SymbolicTrace) -> Offload | None:
         element_bytes=width,
         update_bytes=UPDATE_BYTES.get(spec.optimizer, UPDATE_BYTES["adamw_torch"]),
     )
-
-
-def _patches(spec: TrialSpec, model: Model) -> int:
-    """Patches of the largest image: the grid with the most of them within `max_pixels`, sides whole tokens, at most 4 to 1.
-
-    The same rule as the worst batch of a trial (`worker/batches.py`), which a test holds equal.
-    """
-    if not model.is_vision_language or not spec.images.per_sample:
-        return 0
-    vision = (model.config or {})["vision_config"]
-    merge = int(vision.get("spatial_merge_size", 2))
-    side = int(vision.get("patch_size", 14)) * merge
-    cells = spec.images.max_pixels // side**2
-    best = 1
-    for rows in range(1, int(cells**0.5) + 1):
-        columns = min(cells // rows, int(rows * MAX_ASPECT_RATIO))
-        best = max(best, rows * columns)
-    return best * merge**2
 
 
 def _not_modelled(spec: TrialSpec, trace: SymbolicTrace) -> list[str]:

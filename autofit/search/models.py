@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autofit.config.space import KNOBS
 from autofit.config.trial import TrialSpec
 
 Floats = npt.NDArray[np.float64]
@@ -23,21 +24,7 @@ Indices = npt.NDArray[np.intp]
 
 NUMBERS = ("micro_batch_size", "cutoff_len", "num_gpus")
 """Fields whose logarithm lies on a line."""
-NAMES = (
-    "method",
-    "precision",
-    "pure_bf16",
-    "optimizer",
-    "freeze_vision_tower",
-    "freeze_multi_modal_projector",
-    "freeze_language_model",
-    "gradient_checkpointing",
-    "zero_stage",
-    "offload_optimizer",
-    "offload_param",
-    "attention",
-    "fused_cross_entropy",
-)
+NAMES = tuple(name for name in KNOBS if name not in {*NUMBERS, "gradient_accumulation_steps"})
 """Fields whose values are equal or not."""
 OCTAVES = 2.0
 """Doublings over which a number's effect on the residual changes; from one to the next it may jump, as caches do."""

@@ -15,7 +15,7 @@ from typing import Any, Self
 from autofit.config.job import ENDED, Job, JobRequest, JobState, Wish
 from autofit.errors import Conflict, NotFound
 from autofit.store import schema
-from autofit.store.sqlite import check_file, connect, database_file, explain
+from autofit.store.sqlite import check_file, database_file, explain
 
 _COLUMNS = (
     "id", "study", "created_at", "submitted_by", "request", "wish", "state", "device_set", "attempt", "started_at",
@@ -42,16 +42,8 @@ class Queue:
         """
         check_file(file, create=False)
         self.file = file
-        try:
-            self._connection = connect(file, read_only=False)
-            self._connection.row_factory = sqlite3.Row
-            try:
-                schema.require_current(schema.read_schema(self._connection, file), file)
-            except BaseException:
-                self._connection.close()
-                raise
-        except sqlite3.Error as error:
-            raise explain(error, file) from error
+        self._connection = schema.connect_current(file, read_only=False)
+        self._connection.row_factory = sqlite3.Row
 
     @classmethod
     def open(cls, url: str) -> Self:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from autofit.errors import NotFound, StoreError, UsageError
 from autofit.store import schema
-from autofit.store.sqlite import check_file, connect, database_file, explain
+from autofit.store.sqlite import check_file, database_file, explain
 from autofit.store.where import nearest, parse_where
 
 QUERY_SECONDS = 30.0
@@ -53,16 +53,8 @@ class Reader:
         self._file = file
         self._deadline = float("inf")
         self._inode = file.stat().st_ino
-        try:
-            self._connection = connect(file, read_only=True)
-            try:
-                schema.require_current(schema.read_schema(self._connection, file), file)
-                self._guard()
-            except BaseException:
-                self._connection.close()
-                raise
-        except sqlite3.Error as error:
-            raise explain(error, file) from error
+        self._connection = schema.connect_current(file, read_only=True)
+        self._guard()
 
     @classmethod
     def open(cls, url: str) -> Self:

@@ -32,6 +32,24 @@ def head_revision() -> str:
     return max(file.name[:4] for file in (resource_dir("db") / "versions").glob("[0-9]*.py"))
 
 
+def connect_current(file: Path, *, read_only: bool) -> sqlite3.Connection:
+    """A connection to a database of the newest revision.
+
+    Raises:
+        StoreError: it is not; or SQLite says what is wrong.
+    """
+    try:
+        connection = connect(file, read_only=read_only)
+        try:
+            require_current(read_schema(connection, file), file)
+        except BaseException:
+            connection.close()
+            raise
+    except sqlite3.Error as error:
+        raise explain(error, file) from error
+    return connection
+
+
 def read_schema(connection: sqlite3.Connection, file: Path) -> Schema:
     """The revision of an open database.
 

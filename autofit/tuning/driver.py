@@ -6,7 +6,6 @@ that resumes first settles what the last one left: a result on disk is stored, a
 same number. The sampler keeps no state: it is asked anew with the whole history.
 """
 
-import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -23,14 +22,11 @@ from autofit.config.result import TrialResult
 from autofit.config.space import LegalSpace
 from autofit.config.trial import RunSpec, TrialSpec
 from autofit.errors import AutofitError, Interrupted
-from autofit.export.llamafactory_arguments import arguments
-from autofit.export.user_file import user_arguments
 from autofit.launch import gpus
 from autofit.launch.local import Heartbeat, Limits, LocalExecutor
 from autofit.search.guide import Halt
 from autofit.search.samplers import propose
 from autofit.store.store import Store
-from autofit.tuning.batches import Chosen
 from autofit.tuning.compromise import Compromise, compromise_table
 from autofit.tuning.figures import Figures, figures
 from autofit.tuning.foresight import Foresight
@@ -38,21 +34,12 @@ from autofit.tuning.front import pareto_front
 from autofit.tuning.growth import judge
 from autofit.tuning.guidance import Guidance
 from autofit.tuning.misses import Miss, nearest
+from autofit.tuning.orders import CONFIRM_FACTOR, lacks_room_for_checkpoint, order, timed_steps
 from autofit.tuning.plan import Plan
 from autofit.tuning.reuse import own_trials, take_over
 from autofit.tuning.winner import ranking, within_budget
-from autofit.units import format_bytes
 
-CONFIRM_FACTOR = 10
-"""A confirmation runs this many times as long as a trial.
-
-Two rungs, then: every configuration gets the trial's few steps in a forked process, and the leaders, best first and until one
-holds, this many times as many in new processes. A rung in between would time steps that the trials have timed already; what a
-trial is too short for (growth, evaluation, saving, resuming) needs the whole length.
-"""
 CONFIRM_CANDIDATES = 3
-CHECKPOINT_STATE_BYTES = 12
-"""Bytes per trained parameter that a checkpoint holds beside the weights: fp32 masters and two moments."""
 SAME_CRASHES = 3
 """After this many trials in a row that fail alike, and not for memory, the cause is not the configuration."""
 
@@ -276,7 +263,7 @@ class _Driver:
         self._listener.started(trial)
         result = self._executor.run(
             Path(trial.run_dir),
-            self._run_spec(trial),
+            self._order(trial),
             lambda beat: self._listener.ticked(trial, beat),
             fresh=trial.purpose == "confirm",
         )
@@ -287,70 +274,24 @@ class _Driver:
         study = self._study
         if self._plan.batches is not None:
             warmup = study.space.measure.warmup_steps
-            result = self._plan.batches.on_data(trial.spec, result, warmup, self._steps(trial))
+            result = self._plan.batches.on_data(trial.spec, result, warmup, timed_steps(study, trial.purpose))
         result = judge(result, study.memory_budget_bytes, study.space.measure.warmup_steps, study.hardware.device)
         self._store.finish_trial(self._study.name, trial.trial_number, now, result)
         done = trial.model_copy(update={"finished_at": now, "result": result})
         self._listener.finished(done)
         return done
 
-    def _run_spec(self, trial: TrialRecord) -> RunSpec:
-        measure = self._study.space.measure
+    def _order(self, trial: TrialRecord) -> RunSpec:
+        room = True
         if trial.purpose == "confirm":
-            room = self._has_room_for_checkpoint(trial.spec)
-            measure = measure.model_copy(update={"steps": self._steps(trial), "evaluate": True, "save": room, "resume": room})
-        study = self._study
-        device = study.hardware.device
-        assert device != "none"
-        keys = None
-        if study.engine == "llamafactory":
-            from_file = study.source_yaml is not None
-            keys = user_arguments(study, trial.spec) if from_file else _arguments(study, trial.spec)
-        chosen = Chosen()
-        if self._plan.batches is not None:
-            chosen = self._plan.batches.choose(trial.spec, self._steps(trial), self._listener.said)
-        return RunSpec(
-            trial=trial.spec,
-            model=study.model,
-            engine=study.engine,
-            arguments=keys,
-            worst_batch=chosen.worst_places,
-            timed_batches=chosen.timed_places,
-            device=device,
-            measure=measure,
-            memory_budget_bytes=study.memory_budget_bytes,
-            seed=study.seed,
-        )
-
-    def _steps(self, trial: TrialRecord) -> int:
-        """Optimizer steps of a trial that are timed."""
-        measure = self._study.space.measure
-        if trial.purpose != "confirm":
-            return measure.steps
-        return CONFIRM_FACTOR * (measure.warmup_steps + measure.steps) - measure.warmup_steps
-
-    def _has_room_for_checkpoint(self, spec: TrialSpec) -> bool:
-        """Whether the disk holds what a checkpoint writes; says so if not."""
-        known = next((t.result for t in self._trials("search") if t.spec == spec and t.result), None)
-        if known is None or known.total_parameters is None or known.trainable_parameters is None:
-            return True
-        width = 4 if spec.precision == "fp32" else 2
-        needed = width * known.total_parameters + CHECKPOINT_STATE_BYTES * known.trainable_parameters
-        free = shutil.disk_usage(self._dir).free
-        if needed < free:
-            return True
-        self._listener.said(
-            f"no room for a checkpoint in {self._dir}: about {format_bytes(needed)} needed, {format_bytes(free)} free; the"
-            " confirmation leaves saving and resuming out (--runs names another folder)"
-        )
-        return False
+            lacking = lacks_room_for_checkpoint(trial.spec, self._trials("search"), self._dir)
+            room = lacking is None
+            if lacking is not None:
+                self._listener.said(lacking)
+        return order(self._plan, trial, self._listener.said, checkpoint=room)
 
     def _trials(self, purpose: Purpose) -> list[TrialRecord]:
         return [trial for trial in self._store.trials(self._study.name) if trial.purpose == purpose and trial.result]
-
-
-def _arguments(study: StudyRecord, spec: TrialSpec) -> dict[str, Any]:
-    return arguments(spec, study.model, study.space.dataset, study.hardware.device)
 
 
 @contextmanager

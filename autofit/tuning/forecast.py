@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -61,6 +62,17 @@ class Remedy:
     def moves_to_host(self) -> bool:
         """Whether state travels to host memory, whose time is not in the price."""
         return self.spec.offload_optimizer or self.spec.offload_param
+
+    def document(self) -> dict[str, Any]:
+        """For a program."""
+        return {
+            "change": self.change,
+            "peak_device_bytes_high": self.prediction.peak_device_bytes_high,
+            "samples_per_second_ratio": self.price,
+            "training_changes": list(self.training),
+            "not_modelled": list(self.not_modelled),
+            "spec": self.spec.model_dump(mode="json"),
+        }
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.launch.environment import TrainingEnvironment
 from autofit.predict.devices import recognise
-from autofit.predict.predictor import Predictor, _patches
+from autofit.predict.images import image_patches
+from autofit.predict.predictor import Predictor
 from autofit.predict.symbolic import SymbolicTrace
 from autofit.predict.variants import symbolic_trace, symbolic_traces
 
@@ -104,7 +105,7 @@ class Forecaster:
     def _cpu(self, spec: TrialSpec, model: Model, budget: int | None) -> Forecast:
         if spec.zero_stage:
             return Forecast(error="ZeRO is predicted for GPUs only")
-        patches = spec.micro_batch_size * spec.images.per_sample * _patches(spec, model)
+        patches = spec.micro_batch_size * spec.images.per_sample * image_patches(spec, model)
         shape = (spec.micro_batch_size, spec.cutoff_len, patches)
         peak = self.trace(spec).peak(*shape, spec.gradient_accumulation_steps)
         device = round(peak.peak_bytes * _CPU_SHARE) + _CPU_BYTES

@@ -11,8 +11,8 @@ from autofit.config.legality import canonical
 from autofit.config.model import ModelRef, resolve_model
 from autofit.config.trial import Images, Measure, StepShape, TrialSpec
 from autofit.errors import AutofitError
+from autofit.predict.images import image_patches
 from autofit.predict.lengths import BatchShape, replay_batches
-from autofit.predict.predictor import _patches
 from autofit.tuning.growth import judge
 from benchmarks.gpu.place import Place, measured
 
@@ -88,7 +88,7 @@ def _forecast(place: Place, spec: TrialSpec, shapes: tuple[StepShape, ...]) -> d
     batches = []
     for shape in shapes:
         largest = spec.model_copy(update={"images": Images(per_sample=1, max_pixels=shape.image_max_pixels)})
-        batches.append(BatchShape(1, shape.cutoff_len, _patches(largest, model)))
+        batches.append(BatchShape(1, shape.cutoff_len, image_patches(largest, model)))
     try:
         epoch = replay_batches(place.forecaster().trace(spec), batches)
     except AutofitError as error:

@@ -124,7 +124,7 @@ def test_a_full_disk_is_said_and_the_search_goes_on_without_a_checkpoint(
 ) -> None:
     room = shutil.disk_usage("/")
     for free, saves in ((100, False), (10_000, True)):  # the stub's model has 10 parameters: 160 bytes
-        monkeypatch.setattr("autofit.tuning.driver.shutil.disk_usage", lambda _, free=free: room._replace(free=free))
+        monkeypatch.setattr("autofit.tuning.orders.shutil.disk_usage", lambda _, free=free: room._replace(free=free))
         watcher = Watcher()
         report = go(plan_study(request_for(study=f"s{free}")), trials=3, listener=watcher)
         assert report.winner is not None and report.confirmed_by is not None

@@ -11,7 +11,8 @@ from autofit.config.model import ModelRef, resolve_model
 from autofit.config.trial import Images, TrialSpec
 from autofit.errors import AutofitError, UsageError
 from autofit.launch.environment import probe
-from autofit.predict.predictor import Predictor, _patches
+from autofit.predict.images import image_patches
+from autofit.predict.predictor import Predictor
 from autofit.tuning.forecast import explain, predict_file, read_spec
 from autofit.tuning.remedies import families
 
@@ -33,7 +34,7 @@ def test_the_largest_image_is_that_of_the_trials_worst_batch(max_pixels: int) ->
     model = resolve_model(ModelRef(preset="qwen2.5-vl-7b"))
     rows, columns = _largest_grid(max_pixels // 28**2)
     spec = TrialSpec(model=ModelRef(preset="qwen2.5-vl-7b"), images=Images(max_pixels=max_pixels))
-    assert _patches(spec, model) == 4 * rows * columns
+    assert image_patches(spec, model) == 4 * rows * columns
 
 
 @pytest.mark.train

@@ -53,17 +53,7 @@ def explain(body: Asked, here: Here) -> Response:
     with here.predictors.use(here.settings.python, card) as predictor:
         found = forecast.explain(spec, predictor, budget, lambda line: None)
         document = _document(found.prediction, predictor.budget(budget), found.timeline)
-    remedies = [
-        {
-            "change": item.change,
-            "peak_device_bytes_high": item.prediction.peak_device_bytes_high,
-            "samples_per_second_ratio": item.price,
-            "training_changes": list(item.training),
-            "not_modelled": list(item.not_modelled),
-            "spec": item.spec.model_dump(mode="json"),
-        }
-        for item in found.remedies
-    ]
+    remedies = [item.document() for item in found.remedies]
     verdict = {"fits": found.shortfall_bytes <= 0, "shortfall_bytes": max(0, found.shortfall_bytes)}
     return answer({**document, **verdict, "phases": found.timeline.phases, "remedies": remedies})
 
