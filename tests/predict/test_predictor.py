@@ -9,6 +9,7 @@ import pytest
 from autofit.config.legality import canonical
 from autofit.config.model import resolve_model
 from autofit.config.trial import TrialSpec
+from autofit.errors import AutofitError
 from autofit.predict.calibrate import Residual, calibrate
 from autofit.predict.devices import CPU, device_model
 from autofit.predict.predictor import Predictor
@@ -80,3 +81,12 @@ def test_the_cpu_has_neither_context_nor_caching_allocator(predictor, stage):
     assert ask(on_cpu, found.peak_device_bytes - 1, zero_stage=stage, num_gpus=2).fits is False
     if stage == 2:  # LLaMA-Factory's buckets of 5e8 elements end at the model's size, where a GPU would lose a GB for each
         assert found.peak_allocated_bytes < ask(predictor, zero_stage=2, num_gpus=2).peak_allocated_bytes - 500_000_000
+
+
+def test_lengths_are_not_replayed_where_there_is_no_caching_allocator(predictor):
+    spec = TrialSpec.model_validate(TINY)
+    model = resolve_model(spec.model)
+    shapes = [(256, 0), (512, 0)]
+    assert predictor.epoch(canonical(spec, model), model, shapes).total.fits
+    with pytest.raises(AutofitError, match="no caching allocator"):
+        replace(predictor, device=CPU).epoch(canonical(spec, model), model, shapes)

@@ -72,6 +72,13 @@ def test_a_new_budget_is_answered_without_a_trial_as_a_fresh_search_answers_it(s
     assert all(trial.reason.startswith("taken over from trial") for trial in store.trials("second")[:3])
 
 
+def test_a_sampler_that_is_there_to_be_compared_runs_its_own_trials(searched: Callable[..., Any]) -> None:
+    searched("first", 206)
+    _, report, watcher = searched("second", 206, sampler="random", trials=3)
+    assert [trial.purpose for trial in watcher.ran][:3] == ["search"] * 3
+    assert len(report.trials) == len(own_trials(report.study, report.trials)) == 3
+
+
 def test_the_same_budget_again_runs_nothing(searched: Callable[..., Any]) -> None:
     _, first, _ = searched("first", 206)
     store, again, watcher = searched("second", 206)
