@@ -4,7 +4,8 @@
 
 For each case: `search` of a tiny Qwen2.5-VL over a generated image dataset with the LLaMA-Factory engine (its trial and the
 confirmation), `export`, the exported YAML under the unmodified `llamafactory-cli train`, watched with the trials' own ruler by
-`certificate_observer/sitecustomize.py`. The peak is compared with the certificate's, and so is the speed; but on a machine that
+`certificate_observer/sitecustomize.py`. It is told to evaluate at its end as well: what a certificate is of includes that. The
+peak is compared with the certificate's, and so is the speed; but on a machine that
 others use as well, wall clocks of runs one after the other differ by more than what is asked for. So the confirmation is run a
 second time beside the real run (`paired`): both then meet the same load. Two ranks on two cores have no room for that: with
 `--alone` it runs right after. Two of three rows are the largest: a certificate is of the worst batch that can be drawn, and an
@@ -153,7 +154,7 @@ def again(spec_file: Path, folder: Path) -> Iterator[Path]:
 
 
 def real_run(certificate: Certificate, exported: Path) -> list[dict[str, Any]]:
-    """Epochs as `autofit launch` starts them; what each rank's observer wrote."""
+    """An epoch as `autofit launch` starts it, evaluated at its end; what each rank's observer wrote."""
     observed = exported / "observed"
     shutil.rmtree(observed, ignore_errors=True)
     observed.mkdir()
@@ -165,7 +166,13 @@ def real_run(certificate: Certificate, exported: Path) -> list[dict[str, Any]]:
         "AUTOFIT_METHOD": certificate.spec.method,
         "HF_HUB_OFFLINE": "1",
     }
-    run([PYTHON.with_name(program), *rest, "num_train_epochs=1.0", f"output_dir={exported / 'saves'}"], exported, env)
+    changes = [
+        "num_train_epochs=1.0",
+        "do_eval=true",
+        f"eval_dataset={certificate.dataset.name}",
+        f"output_dir={exported / 'saves'}",
+    ]
+    run([PYTHON.with_name(program), *rest, *changes], exported, env)
     return [json.loads(file.read_text()) for file in sorted(observed.glob("rank*.json"))]
 
 

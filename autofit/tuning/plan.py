@@ -177,7 +177,9 @@ def replan(study: StudyRecord, given: Mapping[str, Any], progress: Progress | No
         "allow-precision": study.space.quality.precision,
     }
     for name, value in given.items():
-        if value is not None and value != stored[name]:
+        if name == "space" and value not in {None, study.space.name}:
+            _check_same_space(SearchSpace.load(str(value)), study)
+        elif value is not None and value != stored[name]:
             raise UsageError(
                 f"study {study.name} was started with --{name} {_shown(stored[name])}, not {_shown(value)}; start another with"
                 " --study NAME"
@@ -197,6 +199,24 @@ def replan(study: StudyRecord, given: Mapping[str, Any], progress: Progress | No
     source = (study.source_path, study.source_yaml) if study.source_path and study.source_yaml else None
     data, why_not = read_data(study.space, study.model, environment, source, progress)
     return Plan(study, legal, (why_not,) if why_not else (), _batches(study, data, environment), data)
+
+
+def _check_same_space(space: SearchSpace, study: StudyRecord) -> None:
+    """Whether a space's file still says what the study began with; flags may have changed the rest of it.
+
+    Raises:
+        UsageError: it is another space, or its file has changed.
+    """
+    if space.name != study.space.name:
+        raise UsageError(
+            f"study {study.name} was started with --space {study.space.name}, not {space.name}; start another with --study NAME"
+        )
+    parts = ("knobs", "fixed", "conditions", "measure")
+    if changed := [part for part in parts if getattr(space, part) != getattr(study.space, part)]:
+        raise UsageError(
+            f"space {space.name} has changed since study {study.name} began ({', '.join(changed)}); start another with --study"
+            " NAME"
+        )
 
 
 def _shown(value: object) -> object:

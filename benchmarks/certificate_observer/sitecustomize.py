@@ -74,6 +74,10 @@ def _watch(workflow: Any) -> None:
             super().__init__(*arguments, **named)
             self.add_callback(Clock())
 
+        def evaluate(self, *arguments: Any, **named: Any) -> Any:
+            meter.enter("eval")
+            return super().evaluate(*arguments, **named)
+
     Watched.__name__ = trainer_class.__name__
     load_libraries({"zero_stage": int(os.environ["AUTOFIT_ZERO_STAGE"]), "method": os.environ["AUTOFIT_METHOD"]})
     workflow.load_model, workflow.CustomSeq2SeqTrainer = load_model, Watched

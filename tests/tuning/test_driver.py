@@ -12,6 +12,7 @@ import pytest
 
 from autofit.config.legality import training_changes
 from autofit.config.record import TrialRecord
+from autofit.config.space import enumerate_space
 from autofit.errors import AutofitError, Interrupted, StoreError, UsageError
 from autofit.launch.local import Heartbeat, Limits
 from autofit.store.store import Store
@@ -161,13 +162,27 @@ def test_resume_of_a_finished_study_runs_nothing(
     assert again.winner == first.winner
 
 
-@pytest.mark.parametrize("setting", [{"gpu-mem": 1}, {"sampler": "gp"}, {"num-gpus": 7}, {"space": "other"}])
+@pytest.mark.parametrize("setting", [{"gpu-mem": 1}, {"sampler": "gp"}, {"num-gpus": 7}, {"space": "qwen2_5_vl_7b"}])
 def test_resume_with_other_settings_is_refused(
     go: Callable[..., SearchReport], request_for: Callable[..., SearchRequest], setting: dict[str, Any]
 ) -> None:
     report = go(plan_study(request_for()), trials=1)
     with pytest.raises(UsageError, match=f"--{next(iter(setting))}"):
         replan(report.study, setting)
+
+
+def test_resume_takes_the_file_of_the_space_as_long_as_it_says_the_same(
+    go: Callable[..., SearchReport], request_for: Callable[..., SearchRequest], tmp_path: Path
+) -> None:
+    study = go(plan_study(request_for()), trials=1).study
+    file = tmp_path / "space.yaml"
+    file.write_text(study.space.model_dump_json(exclude_defaults=True))
+    assert replan(study, {"space": str(file)}).legal.points == enumerate_space(study.space, study.model, 2).points
+    knob, values = next((name, values) for name, values in study.space.knobs.items() if len(values) > 2)
+    changed = study.space.model_copy(update={"knobs": {**study.space.knobs, knob: values[:-1]}})
+    file.write_text(changed.model_dump_json(exclude_defaults=True))
+    with pytest.raises(UsageError, match="has changed since study s began \\(knobs\\)"):
+        replan(study, {"space": str(file)})
 
 
 def test_two_drivers_never_share_a_study(
