@@ -63,6 +63,7 @@ def supervise(order: Order, start: StartRank) -> int:
         die_with_parent(int(driver))
     parent = int(driver) if driver else None
     job = _Job(order, oom_kills_before=_oom_kills(order))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for the ranks: it asks the whole group for its stacks
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _terminate(job))
     _clean(order)

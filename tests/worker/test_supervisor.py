@@ -108,6 +108,21 @@ def test_planted_fault_is_named(tmp_path: Path, fault: str, outcome: str, error_
     assert (result.outcome, result.error_type, result.failed_rank) == (outcome, error_type, int(fault.split(":")[1]))
 
 
+def test_asked_for_its_stacks_a_trial_tells_those_of_its_ranks_and_lives_on(tmp_path: Path) -> None:
+    """The launcher asks the whole group; a supervisor that died of it would take the ranks along before they had answered."""
+    spec = write_spec(tmp_path)
+    job = start(spec, AUTOFIT_FAULT="hang:0:1,hang:1:1")
+    try:
+        for pid in (*wait_for(lambda: rank_pids(spec)), job.pid):
+            os.kill(pid, signal.SIGUSR1)
+        wait_for(lambda: (tmp_path / "stderr.log").read_text().count("fake_job.py") >= 2)
+        time.sleep(0.2)
+        assert job.poll() is None
+    finally:
+        job.terminate()
+        job.wait(DEADLINE)
+
+
 def test_peer_that_hangs_is_ended_when_the_other_dies(tmp_path: Path) -> None:
     spec = write_spec(tmp_path)
     assert run(spec, AUTOFIT_FAULT="hang:0:1,die:1:1") == 1
