@@ -37,6 +37,7 @@ from autofit.export import in_folder
 from autofit.launch.environment import worker_variables
 from autofit.resources import worker_entry
 from autofit.tuning.launching import launch_environment
+from benchmarks import ruler
 
 PYTHON = ROOT / ".venv-llamafactory" / "bin" / "python"
 PEAK_AIM, SPEED_AIM = 0.02, 0.05
@@ -49,14 +50,6 @@ CASES: dict[str, dict[str, Any]] = {
     "full_zero2": {"method": "full", "num_gpus": 2, "zero_stage": 2},
     "full_zero3": {"method": "full", "num_gpus": 2, "zero_stage": 3},
 }
-RULER = {
-    "MALLOC_MMAP_THRESHOLD_": "65536",
-    "MALLOC_TRIM_THRESHOLD_": "65536",
-    "MALLOC_TOP_PAD_": "0",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0",
-}
-"""Set for trials and real run alike. With the settings that trials usually have, a heap of changing shapes moves the peak of
-the same run by 8 % from one time to the next, which would hide what is looked for."""
 LARGEST = 64
 """Copies of the largest sample beside the 32 of the dataset: an epoch is long enough to be timed, and draws the worst batch."""
 
@@ -76,7 +69,7 @@ def main() -> int:
         folder = given.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         prepare(folder)
-        os.environ.update(RULER)
+        ruler.apply()
         rows: list[dict[str, Any]] = []
         for name in given.cases:
             rows.append(run_case(name, folder, alone=given.alone))

@@ -1,13 +1,12 @@
 """Trials forked from a warm worker against trials of processes of their own: the same configurations, three times.
 
-    python benchmarks/warm_worker.py [--set text|vl] [--count 24] [--record FILE]
+    python -m benchmarks.warm_worker [--set text|vl] [--count 24] [--record FILE]
 
 Runs each configuration in new processes, forked, and in new processes once more; the order of the three changes from one
 configuration to the next, so that other load on the machine meets all alike. The second fresh run tells how far two
-measurements of the same configuration lie apart without any forking: on the CPU a peak is the heap's, which fragments a
-little differently each time (addresses and hashes are random). Prints, of all configurations: wall time of forked trials
-against fresh ones, the server's start included; the difference of peaks and of samples per second, forked against the mean of
-the two fresh runs, beside that of the two; and outcomes that differ.
+measurements of the same configuration lie apart without any forking. Memory is measured by `ruler.py`. Prints, of all
+configurations: wall time of forked trials against fresh ones, the server's start included; the difference of peaks and of
+samples per second, forked against the mean of the two fresh runs, beside that of the two; and outcomes that differ.
 
 Sets: `text` is a tiny Llama, one rank, of which micro-batch, accumulation and cutoff_len vary; `vl` is the tiny Qwen2.5-VL of
 `make demo`, two ranks, of which ZeRO stage, method and checkpointing vary too.
@@ -31,6 +30,7 @@ from autofit.config.model import ModelRef, resolve_model
 from autofit.config.result import TrialResult
 from autofit.config.trial import Images, Measure, RunSpec, TrialSpec
 from autofit.launch.local import LocalExecutor
+from benchmarks import ruler
 
 MIB = 2**20
 
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=24)
     parser.add_argument("--record", type=Path, help="add the figures to this JSON file")
     given = parser.parse_args()
+    ruler.apply()
     rows = measure(given.kind, given.count)
     found = summary(rows)
     print(json.dumps(found, indent=1))

@@ -28,10 +28,14 @@ NAMES = tuple(name for name in KNOBS if name not in {*NUMBERS, "gradient_accumul
 """Fields whose values are equal or not."""
 OCTAVES = 2.0
 """Doublings over which a number's effect on the residual changes; from one to the next it may jump, as caches do."""
-KNOB_WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-OWN_WIDTHS = (0.5, 2.0, 6.0)
-"""Multiples of the knobs' scales, and of a configuration's own, between which the measured residuals decide: how good the
-expectations are is itself learnt. All are kept, by their weight: a few trials that agree prove little."""
+SHARED_WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+OWN_WIDTHS = (0.5, 2.0, 6.0, 12.0)
+"""Multiples of the scales of what configurations share, and of a configuration's own, between which the measured residuals
+decide: how good the expectations are is itself learnt, from what was measured and, one by one, from what ran out of memory.
+All are kept, by their weight: a few trials that agree prove little."""
+OWN_SPREAD = 2.0
+"""Doublings that a configuration's own width may well be off by, of the shared it is one: whether a predictor's errors scatter
+is less well known beforehand than how large they are."""
 LEAST_WEIGHT = 0.03
 """Below which a pair of them is left out."""
 SWEEPS = 40
@@ -136,31 +140,34 @@ class _Space:
             equal = name[left, None] == name[right]
             total += equal
             closeness *= np.where(equal, 1.0, 0.5)
-        return scales.common**2 + width**2 * (scales.knob**2 * total + scales.joint**2 * closeness)
+        return width**2 * (scales.common**2 + scales.knob**2 * total + scales.joint**2 * closeness)
 
     def variance(self, scales: Scales, width: float) -> float:
         """Prior variance of any one of them."""
         knobs = len(self._numbers) + len(self._names)
-        return scales.common**2 + width**2 * (knobs * scales.knob**2 + scales.joint**2)
+        return width**2 * (scales.common**2 + knobs * scales.knob**2 + scales.joint**2)
 
 
 def _weighed(space: _Space, data: _Data, scales: Scales) -> list[tuple[tuple[float, float], float]]:
     """Pairs of widths with their posterior weights, after what was measured; a lognormal prior keeps them near 1."""
-    measured = np.flatnonzero(~data.censored)
-    fixed, values = data.days[np.ix_(measured, measured)], data.values[measured]
+    measured, bounded = np.flatnonzero(~data.censored), np.flatnonzero(data.censored)
+    values, bounds = data.values[measured], data.values[bounded]
     unit = np.eye(len(measured))
 
     def score(widths: tuple[float, float]) -> float:
         knobs, own = widths
-        doubt = -0.5 * (math.log2(knobs) ** 2 + math.log2(own) ** 2)
-        if not len(measured):
-            return doubt
+        doubt = -0.5 * (math.log2(knobs) ** 2 + (math.log2(own) / OWN_SPREAD) ** 2)
         single = (own * scales.own) ** 2 + scales.noise**2
-        covariance = space.covariance(measured, measured, scales, knobs) + fixed + single * unit
+        covariance = space.covariance(measured, measured, scales, knobs) + data.days[np.ix_(measured, measured)] + single * unit
+        across = space.covariance(bounded, measured, scales, knobs) + data.days[np.ix_(bounded, measured)]
         _, determinant = np.linalg.slogdet(covariance)
-        return doubt - 0.5 * float(values @ np.linalg.solve(covariance, values) + determinant)
+        weights = np.linalg.solve(covariance, np.column_stack([values, across.T]))
+        likelihood = -0.5 * float(values @ weights[:, 0] + determinant)
+        variance = space.variance(scales, knobs) + single - np.einsum("ij,ji->i", across, weights[:, 1:])
+        exceeded = above(bounds, across @ weights[:, 0], np.sqrt(variance))
+        return doubt + likelihood + float(np.log(np.maximum(exceeded, 1e-12)).sum())
 
-    pairs = list(itertools.product(KNOB_WIDTHS, OWN_WIDTHS))
+    pairs = list(itertools.product(SHARED_WIDTHS, OWN_WIDTHS))
     weights = np.array([score(pair) for pair in pairs])
     weights = np.exp(weights - weights.max())
     weights[weights < LEAST_WEIGHT * weights.sum()] = 0.0

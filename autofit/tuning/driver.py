@@ -28,7 +28,7 @@ from autofit.search.guide import Halt
 from autofit.search.samplers import propose
 from autofit.store.store import Store
 from autofit.tuning.compromise import Compromise, compromise_table
-from autofit.tuning.figures import Figures, figures
+from autofit.tuning.figures import Figures, figures, of_trial
 from autofit.tuning.foresight import Foresight
 from autofit.tuning.front import pareto_front
 from autofit.tuning.growth import judge
@@ -238,10 +238,9 @@ class _Driver:
             trial = done.get(candidate.spec) or self._start(candidate.spec, reason, "confirm")
             if within_budget(trial, self._study):
                 return candidate, trial
-            outcome = trial.result.outcome if trial.result else "unfinished"
-            self._listener.said(
-                f"trial {candidate.trial_number} did not hold when run longer ({outcome}); the next best is tried"
-            )
+            known = of_trial(self._study, trial)
+            how = known.outcome if known else trial.result.outcome if trial.result else "unfinished"
+            self._listener.said(f"trial {candidate.trial_number} did not hold when run longer ({how}); the next best is tried")
         return None, None
 
     def _start(self, spec: TrialSpec, reason: str, purpose: Purpose) -> TrialRecord:

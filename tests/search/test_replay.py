@@ -120,4 +120,4 @@ def test_deepspeed_tunes_stage_and_micro_batch_alone(table: Table) -> None:
 
 def test_a_study_with_a_gap_is_no_table(table: Table) -> None:
     with pytest.raises(AutofitError, match="lacks 2 of 2 configurations"):
-        table_of(study_record(), [], 1)
+        table_of(study_record(), [], lambda points: {})

@@ -7,6 +7,7 @@ import pytest
 
 from autofit.config.model import ModelRef
 from autofit.config.trial import TrialSpec
+from autofit.search import models
 from autofit.search.models import Observation, Scales, above, expected_excess, learn
 
 SCALES = Scales(common=0.2, knob=0.05, joint=0.03, own=0.02, noise=0.01)
@@ -46,8 +47,11 @@ def test_what_scatters_is_believed_less() -> None:
 
 
 @pytest.mark.parametrize("bound", [-0.3, 0.0, 0.2, 0.4])
-def test_a_censored_observation_gives_the_moments_of_the_truncated_belief(bound: float) -> None:
-    """Expectation propagation is exact for one observation; the integral is done on a grid here."""
+def test_a_censored_observation_gives_the_moments_of_the_truncated_belief(
+    bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expectation propagation is exact for one observation and one width; the integral is done on a grid here."""
+    monkeypatch.setattr(models, "SHARED_WIDTHS", (1.0,))
     scales = Scales(common=0.2, knob=0.0, joint=0.0, own=1e-6, noise=0.01)
     found = learn([Observation(spec(), bound, censored=True)], [spec()], scales)
     grid = np.linspace(-1.5, 1.5, 200_001)
@@ -68,6 +72,13 @@ def test_out_of_memory_and_measured_peaks_agree() -> None:
     seen = [Observation(spec(1), -0.2), Observation(spec(8), 0.1, censored=True)]
     low, high = learn(seen, [spec(2), spec(4)], SCALES).mean
     assert -0.2 < low < high
+
+
+def test_an_out_of_memory_that_nobody_expected_shakes_the_belief() -> None:
+    right = [Observation(spec(micro, stage), 0.0) for micro in (1, 2) for stage in (0, 3)]
+    surprised = [*right, Observation(spec(4), 0.3, censored=True)]
+    sure, unsure = (learn(seen, [spec(8, 2)], SCALES).deviation[0] for seen in (right, surprised))
+    assert unsure > 2 * sure
 
 
 def test_an_earlier_study_counts_for_less_than_this_one() -> None:
