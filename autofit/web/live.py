@@ -21,7 +21,7 @@ from autofit.errors import AutofitError
 from autofit.launch.watching import look
 from autofit.store.reader import Reader
 from autofit.web import questions
-from autofit.web.questions import Readers
+from autofit.web.kept import Answers
 
 POLL_SECONDS = 0.5
 PING_SECONDS = 15.0
@@ -45,10 +45,10 @@ Keys = dict[int, tuple[str, int]]
 class Feed:
     """The events of one study, as long as somebody listens."""
 
-    def __init__(self, readers: Readers, study: str) -> None:
+    def __init__(self, answers: Answers, study: str) -> None:
         self.study = study
         self.listeners = 0
-        self._readers = readers
+        self._answers = answers
         self._epoch = ""
         self._log: list[bytes] = []
         self._dropped = 0
@@ -82,14 +82,13 @@ class Feed:
         at = self._place_after(last_id)
         if at is None:
             at = self._dropped + len(self._log)
-            snapshot = await run_in_threadpool(self._snapshot)
-            yield _event("snapshot", snapshot, f"{self._epoch}-{at}")
+            yield await self._snapshot(at)
         ticks = -1
         while True:
             changed = self._changed
             if at < self._dropped:  # too slow for the log: begin anew rather than leave anything out
                 at = self._dropped + len(self._log)
-                yield _event("snapshot", await run_in_threadpool(self._snapshot), f"{self._epoch}-{at}")
+                yield await self._snapshot(at)
             fresh = self._log[at - self._dropped :]
             if fresh:
                 at += len(fresh)
@@ -104,6 +103,11 @@ class Feed:
                 await asyncio.wait_for(changed.wait(), PING_SECONDS)
             except TimeoutError:
                 yield b": still here\n\n"
+
+    async def _snapshot(self, at: int) -> bytes:
+        """The event of a snapshot that is at least as new as the first `at` events."""
+        text = await run_in_threadpool(self._answers.json, _newest, self.study)
+        return format_sse_event(data_str=text.decode(), event="snapshot", id=f"{self._epoch}-{at}")
 
     def _place_after(self, last_id: str | None) -> int | None:
         epoch, _, number = (last_id or "").partition("-")
@@ -134,18 +138,12 @@ class Feed:
     # in threads
 
     def _first(self) -> tuple[dict[str, Any], Keys]:
-        with self._readers.open() as reader:
+        with self._answers.readers.open() as reader:
             return questions.study(reader, self.study), _keys(reader, self.study)
-
-    def _snapshot(self) -> dict[str, Any]:
-        """The study, and its newest trials; older ones are asked for by `/trials`."""
-        with self._readers.open() as reader:
-            rows = reader.ask(_TRIALS + " ORDER BY t.trial_number DESC LIMIT 500", (self.study,)).as_dicts()
-            return {**questions.study(reader, self.study), "newest": rows[::-1]}
 
     def _look(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any] | None, bool]:
         events: list[tuple[str, dict[str, Any]]] = []
-        with self._readers.open() as reader:
+        with self._answers.readers.open() as reader:
             # The study first: what is over by then has all its trials in what is read next.
             summary = questions.study(reader, self.study)
             keys = _keys(reader, self.study)
@@ -168,8 +166,8 @@ class Feed:
 class Feeds:
     """The feeds of all studies that somebody listens to."""
 
-    def __init__(self, readers: Readers) -> None:
-        self._readers = readers
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
         self._feeds: dict[str, Feed] = {}
         self._lock = asyncio.Lock()
         self.listeners = 0
@@ -183,7 +181,7 @@ class Feeds:
         async with self._lock:
             feed = self._feeds.get(study)
             if feed is None:
-                feed = Feed(self._readers, study)
+                feed = Feed(self._answers, study)
                 await feed.start()
                 self._feeds[study] = feed
             feed.listeners += 1
@@ -198,6 +196,12 @@ class Feeds:
             feed.stop()
             if self._feeds.get(feed.study) is feed:
                 del self._feeds[feed.study]
+
+
+def _newest(reader: Reader, study: str) -> dict[str, Any]:
+    """The study, and its newest trials; older ones are asked for by `/trials`."""
+    rows = reader.ask(_TRIALS + " ORDER BY t.trial_number DESC LIMIT 500", (study,)).as_dicts()
+    return {**questions.study(reader, study), "newest": rows[::-1]}
 
 
 def _keys(reader: Reader, study: str) -> Keys:

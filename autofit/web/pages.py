@@ -1,5 +1,6 @@
 """The pages: rendered here with what is known at once; pictures and live parts are filled in by small modules in `static/`."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from autofit.units import GIB, format_bytes, format_seconds
 from autofit.web import questions
 from autofit.web.api.trials import whole
 from autofit.web.confine import shipped_spaces
-from autofit.web.context import Here
+from autofit.web.context import Context, Here
 from autofit.web.gate import LOCAL
 from autofit.web.gate import STATIC as STATIC_PATH
 from autofit.web.problems import status_of
@@ -30,8 +31,7 @@ Number = Annotated[int | None, Query(ge=0, le=MAX_INT)]
 @router.get("/")
 def home(request: Request, here: Here) -> Response:
     """The studies."""
-    with here.readers.open() as reader:
-        return _page(request, "studies.html", studies=questions.studies(reader))
+    return _page(request, "studies.html", studies=json.loads(here.answers.json(questions.studies)))
 
 
 @router.get("/studies/{study}")
@@ -45,11 +45,11 @@ def study_page(  # noqa: PLR0917 - the parameters of the query
     offset: Annotated[int, Query(ge=0, le=MAX_INT)] = 0,
 ) -> Response:
     """A study: live while it runs."""
-    with here.readers.open() as reader:
-        found = questions.study(reader, study)
-        rows, more, fault, changes = [], False, None, []
-        if found["status"] != "WAITING":
-            changes = questions.compromises(reader, study)["compromises"]
+    found = _study(here, study)
+    rows, more, fault, changes = [], False, None, []
+    if found["status"] != "WAITING":
+        changes = json.loads(here.answers.json(questions.compromises, study))["compromises"]
+        with here.readers.open() as reader:
             try:
                 page = reader.trial_rows(
                     study, where or None, sort or None, descending=descending, limit=PAGE_TRIALS, offset=offset
@@ -70,7 +70,7 @@ def trial_page(request: Request, study: Study, trial_number: TrialNumber, here: 
     """A trial whole."""
     with here.readers.open() as reader:
         document = whole(reader, study, trial_number)
-        record = questions.study(reader, study)
+    record = _study(here, study)
     spec = TrialSpec.model_validate(document["spec"])
     return _page(request, "trial.html", study=record, trial=document, words=words.knobs(spec))
 
@@ -79,7 +79,7 @@ def trial_page(request: Request, study: Study, trial_number: TrialNumber, here: 
 def compare_page(request: Request, study: Study, here: Here, a: Number = None, b: Number = None) -> Response:
     """Two trials side by side; by default the reference and the winner."""
     with here.readers.open() as reader:
-        record = questions.study(reader, study)
+        record = _study(here, study)
         best = questions.trial_number_of(reader, study)
         numbers = (0 if a is None else a, (best or 0) if b is None else b)
         pair = [whole(reader, study, number) for number in numbers] if record["trials"] else []
@@ -132,6 +132,10 @@ def docs_page(request: Request) -> Response:
 def fault_page(request: Request, status: int, message: str) -> Response:
     """An error for people."""
     return _page(request, "fault.html", status=status, message=message, code=status)
+
+
+def _study(here: Context, study: str) -> dict[str, Any]:
+    return dict(json.loads(here.answers.json(questions.study, study)))
 
 
 def _differences(left: dict[str, Any], right: dict[str, Any]) -> list[tuple[str, str, str, bool]]:

@@ -43,7 +43,7 @@ class Readers:
     """Read-only connections, each used by one thread at a time and looked at before it is used again."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
         self._free: queue.SimpleQueue[Reader] = queue.SimpleQueue()
 
     @contextmanager
@@ -69,7 +69,7 @@ class Readers:
             try:
                 reader = self._free.get_nowait()
             except queue.Empty:
-                return Reader(self._file)
+                return Reader(self.file)
             try:
                 reader.check()
             except AutofitError:
@@ -84,12 +84,18 @@ class Readers:
 
 
 def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """`document` as JSON, or the JSON that it is already."""
+    text = document if isinstance(document, bytes) else encoded(document)
+    return Response(text, status, headers, media_type="application/json")
+
+
+def encoded(document: Any) -> bytes:
     """`document` as JSON; what JSON has no word for (bytes, infinity) becomes text."""
     try:
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (ValueError, TypeError):
         text = json.dumps(plain(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text.encode("utf-8", "replace"), status, headers, media_type="application/json")
+    return text.encode("utf-8", "replace")
 
 
 def plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from store_records import NOON, completed, trial_record
 from autofit.store import Store
 from autofit.web import live
 from autofit.web.live import Feeds
+from autofit.web.kept import Answers
 from autofit.web.questions import Readers
 
 TRIALS = 60
@@ -60,7 +61,7 @@ def finished(events: list[tuple[str, str | None, dict[str, Any]]]) -> list[int]:
 
 def test_no_listener_loses_or_repeats_an_event(database: Path) -> None:
     async def scene() -> list[list[tuple[str, str | None, dict[str, Any]]]]:
-        feeds = Feeds(Readers(database))
+        feeds = Feeds(Answers(Readers(database)))
         joined = [await feeds.join("second") for _ in range(LISTENERS)]
         assert len(set(map(id, joined))) == 1, "one look at the database serves all"
         tasks = [asyncio.create_task(follow(feed.listen(None))) for feed in joined]
@@ -83,7 +84,7 @@ def test_no_listener_loses_or_repeats_an_event(database: Path) -> None:
 
 def test_a_listener_that_comes_back_goes_on_where_it_was(database: Path) -> None:
     async def scene() -> tuple[list[Any], list[Any], list[Any]]:
-        feeds = Feeds(Readers(database))
+        feeds = Feeds(Answers(Readers(database)))
         stays = await feeds.join("second")
         whole = asyncio.create_task(follow(stays.listen(None)))
         leaves = await feeds.join("second")
@@ -104,7 +105,7 @@ def test_one_that_fell_behind_the_log_gets_a_new_snapshot(database: Path, monkey
     monkeypatch.setattr(live, "LOG_EVENTS", 10)
 
     async def scene() -> list[Any]:
-        feeds = Feeds(Readers(database))
+        feeds = Feeds(Answers(Readers(database)))
         feed = await feeds.join("second")
         stream = feed.listen(None)
         events = parsed(await anext(stream))
@@ -136,7 +137,7 @@ def test_there_is_a_limit_of_listeners(serve: Any) -> None:
 
 def test_a_client_that_goes_away_is_forgotten(database: Path) -> None:
     async def scene() -> int:
-        feeds = Feeds(Readers(database))
+        feeds = Feeds(Answers(Readers(database)))
         feed = await feeds.join("second")
 
         async def listen() -> None:

@@ -64,15 +64,13 @@ def best(study: Study, here: Here) -> Response:
 @router.get("/studies/{study}/pareto", response_model=Front)
 def front(study: Study, here: Here) -> Response:
     """The trials than which none is both faster and smaller, and the others."""
-    with here.readers.open() as reader:
-        return answer(questions.pareto(reader, study))
+    return answer(here.answers.json(questions.pareto, study))
 
 
 @router.get("/studies/{study}/compromises", response_model=Compromises)
 def what_changes_buy(study: Study, here: Here) -> Response:
     """What each change of the training would buy."""
-    with here.readers.open() as reader:
-        return answer(questions.compromises(reader, study))
+    return answer(here.answers.json(questions.compromises, study))
 
 
 def whole(reader: Reader, study: str, trial_number: int) -> dict[str, Any]:
