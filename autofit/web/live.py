@@ -9,6 +9,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ Keys = dict[int, tuple[str, int]]
 """Trial number -> state and attempt."""
 
 
+@dataclass(frozen=True)
+class Running:
+    """The trial that runs, as far as a tick needs it."""
+
+    trial_number: int
+    run_dir: Path
+    devices: tuple[Device, ...]
+    cuda: bool
+
+
 class Feed:
     """The events of one study, as long as somebody listens."""
 
@@ -60,6 +71,9 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._known: Keys = {}
         self._summary: dict[str, Any] = {}
+        self._version = 0
+        """Of the database, before what is known was read."""
+        self._running: Running | None = None
 
     async def start(self) -> None:
         """Takes the first look.
@@ -138,10 +152,14 @@ class Feed:
     # in threads
 
     def _first(self) -> tuple[dict[str, Any], Keys]:
+        # no version yet: the first look reads everything, whatever was written meanwhile
         with self._answers.readers.open() as reader:
             return questions.study(reader, self.study), _keys(reader, self.study)
 
     def _look(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any] | None, bool]:
+        version = self._answers.version()  # before anything is read: what is committed later is looked at next time
+        if version == self._version:
+            return [], _tick(self._running), _is_over(self._summary)
         events: list[tuple[str, dict[str, Any]]] = []
         with self._answers.readers.open() as reader:
             # The study first: what is over by then has all its trials in what is read next.
@@ -158,9 +176,9 @@ class Feed:
                 keys[row["trial_number"]] = (row["state"], row["attempt"])
             if {key: summary[key] for key in _STUDY_KEYS} != {key: self._summary[key] for key in _STUDY_KEYS}:
                 events.append(("study", summary))
-            tick = _tick(reader, self.study)
-        self._summary, self._known = summary, keys
-        return events, tick, _is_over(summary)
+            self._running = _running(reader, self.study)
+        self._summary, self._known, self._version = summary, keys, version
+        return events, _tick(self._running), _is_over(summary)
 
 
 class Feeds:
@@ -216,19 +234,24 @@ def _is_over(summary: dict[str, Any]) -> bool:
     return bool(summary["status"] != "RUNNING")
 
 
-def _tick(reader: Reader, study: str) -> dict[str, Any] | None:
-    """Where the running trial is."""
+def _running(reader: Reader, study: str) -> Running | None:
     rows = reader.ask(_RUNNING, (study,)).as_dicts()
     if not rows:
         return None
     row = rows[-1]
-    hardware = json.loads(row["hardware"])
-    devices = [Device.model_validate(device) for device in hardware["devices"]]
-    sample = look(Path(row["run_dir"]), devices, cuda=row["device"] == "cuda")
+    devices = tuple(Device.model_validate(device) for device in json.loads(row["hardware"])["devices"])
+    return Running(row["trial_number"], Path(row["run_dir"]), devices, cuda=row["device"] == "cuda")
+
+
+def _tick(running: Running | None) -> dict[str, Any] | None:
+    """Where the running trial is: its worker says so, whether or not the database changes."""
+    if running is None:
+        return None
+    sample = look(running.run_dir, running.devices, cuda=running.cuda)
     where = {"phase": "start", "step": 0, "memory_bytes": None}
     if sample is not None:
         where = {"phase": sample.phase, "step": sample.step, "memory_bytes": sample.memory_bytes}
-    return {"trial_number": row["trial_number"], **where}
+    return {"trial_number": running.trial_number, **where}
 
 
 def _event(kind: str, document: dict[str, Any], event_id: str | None) -> bytes:

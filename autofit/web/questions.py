@@ -21,14 +21,13 @@ CLOUD = 1000
 
 _SUMMARY = """
     SELECT s.name AS study, s.status, s.model, s.device, s.engine, s.sampler, s.objective, s.created_at, s.gpu_mem_bytes,
-        s.memory_budget_bytes, s.winner_trial_number, s.hardware,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id) AS trials,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.state = 'RUNNING') AS running,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.outcome = 'COMPLETED') AS completed,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.outcome IN ('OOM', 'HOST_OOM')) AS out_of_memory,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.outcome = 'SKIPPED') AS skipped,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.outcome = 'PREDICTED') AS predicted
-    FROM studies s
+        s.memory_budget_bytes, s.winner_trial_number, s.hardware, count(t.id) AS trials,
+        coalesce(sum(t.state = 'RUNNING'), 0) AS running,
+        coalesce(sum(t.outcome = 'COMPLETED'), 0) AS completed,
+        coalesce(sum(t.outcome IN ('OOM', 'HOST_OOM')), 0) AS out_of_memory,
+        coalesce(sum(t.outcome = 'SKIPPED'), 0) AS skipped,
+        coalesce(sum(t.outcome = 'PREDICTED'), 0) AS predicted
+    FROM studies s LEFT JOIN trials t ON t.study_id = s.id {where} GROUP BY s.id ORDER BY s.id
 """
 _JOB = """SELECT study, state, wish, message, created_at, submitted_by, attempt, device_set,
     json_extract(request, '$.trials') AS trials_wanted FROM queue"""
@@ -113,7 +112,7 @@ def plain(value: Any) -> Any:
 
 def studies(reader: Reader) -> list[dict[str, Any]]:
     """Every study and every search that waits for one, newest first, with its best and its job."""
-    found = {row["study"]: _shaped(row) for row in _ask(reader, _SUMMARY + " ORDER BY s.id").as_dicts()}
+    found = {row["study"]: _shaped(row) for row in _ask(reader, _SUMMARY.format(where="")).as_dicts()}
     for job in _ask(reader, _JOB + " ORDER BY id").as_dicts():
         name = job.pop("study")
         found.setdefault(name, _waiting(name, job))["job"] = job
@@ -129,7 +128,7 @@ def study(reader: Reader, name: str) -> dict[str, Any]:
     Raises:
         NotFound: neither.
     """
-    rows = _ask(reader, _SUMMARY + " WHERE s.name = ?", name).as_dicts()
+    rows = _ask(reader, _SUMMARY.format(where="WHERE s.name = ?"), name).as_dicts()
     jobs = _ask(reader, _JOB + " WHERE study = ?", name).as_dicts()
     job = {key: value for key, value in jobs[0].items() if key != "study"} if jobs else None
     if not rows:

@@ -153,3 +153,49 @@ def test_a_client_that_goes_away_is_forgotten(database: Path) -> None:
         return feeds.listeners
 
     assert asyncio.run(scene()) == 0
+
+
+def test_what_has_not_changed_is_not_read_again_while_ticks_go_on(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    keys = live._keys
+    monkeypatch.setattr(live, "_keys", lambda reader, study: read.append(study) or keys(reader, study))
+
+    async def scene() -> list[Any]:
+        feeds = Feeds(Answers(Readers(database)))
+        feed = await feeds.join("second")
+        stream = feed.listen(None)
+        await anext(stream)
+        while feed._ticks < 6:
+            await asyncio.sleep(0.02)
+        assert len(read) == 2, "once to begin with, once more for what was written meanwhile"
+        await asyncio.to_thread(drive, database)
+        return await asyncio.wait_for(follow(stream), 60)
+
+    assert finished(asyncio.run(scene())) == list(range(TRIALS))
+    assert len(read) > 2
+
+
+def test_what_is_written_while_the_feed_looks_is_told_too(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault that is planted by asking for the version after the look."""
+    keys, pending = live._keys, []
+
+    def written_behind_its_back(reader: Any, study: str) -> Any:
+        found = keys(reader, study)
+        if pending:
+            pending.pop()()
+        return found
+
+    monkeypatch.setattr(live, "_keys", written_behind_its_back)
+
+    async def scene() -> list[Any]:
+        feeds = Feeds(Answers(Readers(database)))
+        feed = await feeds.join("second")
+        pending.append(lambda: drive(database))
+        with_all = await asyncio.wait_for(follow(feed.listen(None)), 60)
+        feeds.leave(feed)
+        return with_all
+
+    events = asyncio.run(scene())
+    told = {row["trial_number"] for row in events[0][2]["newest"] if row["state"] == "FINISHED"} | set(finished(events))
+    assert told == set(range(TRIALS))
+    assert events[-1][0] == "end"
