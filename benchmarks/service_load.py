@@ -70,7 +70,7 @@ def fill(file: Path, count: int) -> None:
                 objective="samples_per_second",
             )
             rows.append(dict.fromkeys(names) | {"study_id": 1} | trial_row(record, 72 * 1024**3) | ended)
-            documents.append({"trial_id": number + 1, "spec": to_json(record.spec), "result": None, "prediction": None})
+            documents.append({"trial_id": number + 1, "spec": to_json(record.spec), "result": to_json(result), "prediction": None})
         with store._engine.begin() as connection:
             connection.execute(insert(trials), rows)
             connection.execute(insert(trial_documents), documents)

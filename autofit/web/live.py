@@ -29,7 +29,7 @@ PING_SECONDS = 15.0
 LOG_EVENTS = 20_000
 """Events that are kept for listeners that come back; one that is further behind gets a new snapshot."""
 
-_TRIALS = """SELECT t.trial_number, t.state, t.attempt, t.purpose, t.outcome, t.phase, t.samples_per_second,
+_TRIALS = """SELECT t.trial_number, t.state, t.attempt, t.purpose, t.outcome, t.phase, t.objective_value, t.samples_per_second,
     t.tokens_per_second, t.peak_device_bytes, t.margin_bytes, t.predicted_peak_bytes, t.predicted_samples_per_second,
     t.method, t.lora_rank, t.micro_batch_size, t.gradient_accumulation_steps, t.cutoff_len, t.zero_stage,
     t.gradient_checkpointing, t.freeze_vision_tower, t.freeze_multi_modal_projector, t.freeze_language_model,
@@ -114,7 +114,9 @@ class Feed:
                 yield _event("end", {"study": self.study}, None)
                 return
             try:
-                await asyncio.wait_for(changed.wait(), PING_SECONDS)
+                # not `wait_for`: Python 3.11's forgets a cancellation that comes together with the event
+                async with asyncio.timeout(PING_SECONDS):
+                    await changed.wait()
             except TimeoutError:
                 yield b": still here\n\n"
 

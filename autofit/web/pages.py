@@ -11,9 +11,9 @@ from autofit.config.model import preset_names
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.predict.devices import DEVICES
-from autofit.report import words
+from autofit.report import study_words, words
 from autofit.units import GIB, format_bytes, format_seconds
-from autofit.web import questions
+from autofit.web import questions, tradeoffs
 from autofit.web.api.trials import whole
 from autofit.web.confine import shipped_spaces
 from autofit.web.context import Context, Here
@@ -48,7 +48,7 @@ def study_page(  # noqa: PLR0917 - the parameters of the query
     found = _study(here, study)
     rows, more, fault, changes = [], False, None, []
     if found["status"] != "WAITING":
-        changes = json.loads(here.answers.json(questions.compromises, study))["compromises"]
+        changes = json.loads(here.answers.json(tradeoffs.compromises, study))["compromises"]
         with here.readers.open() as reader:
             try:
                 page = reader.trial_rows(
@@ -183,6 +183,7 @@ def _templates() -> Environment:
             "seconds": format_seconds,
             "figure": figure,
             "gib": gib,
+            "signed": study_words.signed_bytes,
             "knobs": knobs,
             "when": when,
         }

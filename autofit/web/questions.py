@@ -10,14 +10,10 @@ from typing import Any
 
 from fastapi import Response
 
-from autofit.config.legality import training_changes
-from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.store.reader import Reader, Rows
 
 KEPT = 16
-CLOUD = 1000
-"""Points that a picture shows beside the front; of more, every n-th."""
 
 _SUMMARY = """
     SELECT s.name AS study, s.status, s.model, s.device, s.engine, s.sampler, s.objective, s.created_at, s.gpu_mem_bytes,
@@ -31,11 +27,6 @@ _SUMMARY = """
 """
 _JOB = """SELECT study, state, wish, message, created_at, submitted_by, attempt, device_set,
     json_extract(request, '$.trials') AS trials_wanted FROM queue"""
-# Everything that `training_changes` looks at: trials that agree in these change the training alike.
-_QUALITY = (
-    "cutoff_len, image_max_pixels, method, lora_rank, lora_target, freeze_vision_tower, freeze_multi_modal_projector,"
-    " freeze_language_model, precision, pure_bf16, optimizer"
-)
 
 
 class Readers:
@@ -151,68 +142,6 @@ def trial_number_of(reader: Reader, name: str) -> int | None:
     if found["winner_trial_number"] is not None:
         return int(found["winner_trial_number"])
     return int(found["best"]["trial_number"]) if found.get("best") else None
-
-
-_POINT = """trial_number, purpose, outcome, state, samples_per_second, peak_device_bytes, predicted_samples_per_second,
-    predicted_peak_bytes, method, micro_batch_size, gradient_accumulation_steps, cutoff_len, zero_stage,
-    gradient_checkpointing, freeze_vision_tower, freeze_multi_modal_projector, freeze_language_model, lora_rank"""
-
-
-def pareto(reader: Reader, name: str) -> dict[str, Any]:
-    """The front of a study by speed and memory, and the other trials around it (of many, an even share)."""
-    found = study(reader, name)
-    values = (name,)
-    front = _ask(reader, f"SELECT {_POINT} FROM pareto_front WHERE study = ? ORDER BY peak_device_bytes", *values)  # noqa: S608
-    step = max(1, -(-int(found["trials"]) // CLOUD))
-    sql = f"SELECT {_POINT} FROM trial_list WHERE study = ? AND purpose = 'search' AND trial_number % {step} = 0"  # noqa: S608
-    others = _ask(reader, sql + " ORDER BY trial_number", *values)
-    fronted = {row["trial_number"] for row in front.as_dicts()}
-    return {
-        "study": name,
-        "evidence": "predicted" if found["device"] == "none" else "measured",
-        "memory_budget_bytes": found["memory_budget_bytes"],
-        "winner_trial_number": found["winner_trial_number"],
-        "front": front.as_dicts(),
-        "others": [row for row in others.as_dicts() if row["trial_number"] not in fronted],
-        "shown_every": step,
-    }
-
-
-def compromises(reader: Reader, name: str) -> dict[str, Any]:
-    """For each way in which trials change the training: the fastest that fits, and its speed over the winner's."""
-    found = study(reader, name)
-    predicted = found["device"] == "none"
-    speed = "predicted_samples_per_second" if predicted else "objective_value"
-    peak = "predicted_peak_bytes" if predicted else "peak_device_bytes"
-    fits = "outcome = 'PREDICTED'" if predicted else "outcome = 'COMPLETED' AND purpose = 'search' AND margin_bytes >= 0"
-    sql = f"""SELECT l.trial_number, max(l.{speed}) AS speed, l.{peak} AS peak_bytes, d.spec FROM trials l
-        JOIN studies s ON s.id = l.study_id JOIN trial_documents d ON d.trial_id = l.id
-        WHERE s.name = ? AND {fits} GROUP BY {_QUALITY}"""  # noqa: S608 - only constants
-    rows = _ask(reader, sql, name).as_dicts()
-    winner = found["winner_trial_number"]
-    against = winner if winner is not None else (found["best"] or {}).get("trial_number")
-    base = None
-    if against is not None:
-        sql = f"SELECT t.{speed} AS speed, d.spec FROM trials t JOIN studies s ON s.id = t.study_id JOIN trial_documents d"  # noqa: S608
-        base = _ask(reader, sql + " ON d.trial_id = t.id WHERE s.name = ? AND t.trial_number = ?", name, against).as_dicts()[0]
-    listed = []
-    wanted = TrialSpec.model_validate_json(base["spec"]) if base else None
-    for row in rows:
-        changes = training_changes(TrialSpec.model_validate_json(row["spec"]), wanted) if wanted else []
-        if changes and base:
-            listed.append(
-                {
-                    "changes": changes,
-                    "trial_number": row["trial_number"],
-                    "speedup": row["speed"] / base["speed"],
-                    "peak_bytes": row["peak_bytes"],
-                    "evidence": "predicted" if predicted else "measured",
-                }
-            )
-    best: dict[tuple[str, ...], dict[str, Any]] = {}
-    for one in sorted(listed, key=lambda each: -each["speedup"]):
-        best.setdefault(tuple(one["changes"]), one)
-    return {"study": name, "against_trial_number": against, "compromises": list(best.values())}
 
 
 def _ask(reader: Reader, sql: str, *values: object) -> Rows:

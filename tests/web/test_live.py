@@ -165,14 +165,17 @@ def test_what_has_not_changed_is_not_read_again_while_ticks_go_on(database: Path
         feed = await feeds.join("second")
         stream = feed.listen(None)
         await anext(stream)
-        while feed._ticks < 6:
+        while feed._ticks < 4:  # what was written while it began is read once more
             await asyncio.sleep(0.02)
-        assert len(read) == 2, "once to begin with, once more for what was written meanwhile"
+        before = len(read)
+        while feed._ticks < 10:
+            await asyncio.sleep(0.02)
+        assert len(read) == before < 4
         await asyncio.to_thread(drive, database)
         return await asyncio.wait_for(follow(stream), 60)
 
     assert finished(asyncio.run(scene())) == list(range(TRIALS))
-    assert len(read) > 2
+    assert len(read) > 3
 
 
 def test_what_is_written_while_the_feed_looks_is_told_too(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
