@@ -26,7 +26,9 @@ def dashboard(
     from autofit.store import Store
 
     if host not in LOOPBACK:
-        raise UsageError(f"--host {host}: optuna-dashboard asks for no token, so it listens on 127.0.0.1 only; see autofit serve")
+        raise UsageError(
+            f"--host {host}: optuna-dashboard asks for no token, so it listens on 127.0.0.1 only; see autofit serve"
+        )
     with Store.open(database_url(context), read_only=True) as store:
         name = study or next((one.name for one in reversed(store.studies())), None)
         if name is None:

@@ -57,7 +57,8 @@ def application(study: optuna.Study) -> "WSGIApplication":
         from optuna_dashboard import wsgi
     except ImportError:
         raise UsageError("the dashboard is an extra: pip install 'autofit-llm[dashboard]'") from None
-    return wsgi(study._storage)
+    app: WSGIApplication = wsgi(study._storage)
+    return app
 
 
 def _readable(kind: BaseDistribution, values: Sequence[Value]) -> BaseDistribution:

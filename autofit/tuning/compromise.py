@@ -61,7 +61,7 @@ def compromise_table(
     winner: TrialRecord,
     forecasts: Mapping[TrialSpec, Prediction] | None = None,
 ) -> list[Compromise]:
-    """Every compromise that something is known of: other trainings first, each part fastest first, at its end misses, nearest first.
+    """Every compromise that something is known of: other trainings first, each part fastest first, then misses, nearest first.
 
     Args:
         trials: of the study; only its searching ones count.

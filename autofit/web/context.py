@@ -66,7 +66,7 @@ class Context:
         self.settings = settings
         self.readers = Readers(settings.database)
         self.answers = Answers(self.readers)
-        self.feeds = Feeds(self.answers)
+        self.feeds = Feeds(self.answers, settings.max_streams)
         self.predictors = Predictors(settings.max_predictions)
         self.metrics = Metrics()
 

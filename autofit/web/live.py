@@ -23,6 +23,7 @@ from autofit.launch.watching import look
 from autofit.store.reader import Reader
 from autofit.web import questions
 from autofit.web.kept import Answers
+from autofit.web.problems import Refused
 
 POLL_SECONDS = 0.5
 PING_SECONDS = 15.0
@@ -186,8 +187,12 @@ class Feed:
 class Feeds:
     """The feeds of all studies that somebody listens to."""
 
-    def __init__(self, answers: Answers) -> None:
-        self._answers = answers
+    def __init__(self, answers: Answers, most: int) -> None:
+        """
+        Args:
+            most: listeners at a time, of all studies together.
+        """
+        self._answers, self._most = answers, most
         self._feeds: dict[str, Feed] = {}
         self._lock = asyncio.Lock()
         self.listeners = 0
@@ -197,8 +202,11 @@ class Feeds:
 
         Raises:
             NotFound: no such study.
+            Refused: as many listeners as may be are here already.
         """
-        async with self._lock:
+        async with self._lock:  # those who come together are counted one after the other
+            if self.listeners >= self._most:
+                raise Refused(429, f"{self._most} listeners are here already; the study's page can be reloaded instead")
             feed = self._feeds.get(study)
             if feed is None:
                 feed = Feed(self._answers, study)

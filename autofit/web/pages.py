@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from autofit.config.model import preset_names
 from autofit.config.trial import TrialSpec
@@ -141,8 +142,12 @@ def _study(here: Context, study: str) -> dict[str, Any]:
 def _differences(left: dict[str, Any], right: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Knob, its two values, whether they differ; those that do come first."""
     a, b = _flat(left["spec"]), _flat(right["spec"])
-    rows = [(name, str(a.get(name, "-")), str(b.get(name, "-")), a.get(name) != b.get(name)) for name in {**a, **b}]
+    rows = [(name, _said(a.get(name)), _said(b.get(name)), a.get(name) != b.get(name)) for name in {**a, **b}]
     return sorted(rows, key=lambda row: not row[3])
+
+
+def _said(value: Any) -> str:
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -179,8 +184,9 @@ def _templates() -> Environment:
             lstrip_blocks=True,
         )
         made.filters |= {
-            "bytes": format_bytes,
-            "seconds": format_seconds,
+            "bytes": lambda size: "–" if size is None else format_bytes(size),
+            "seconds": lambda value: "–" if value is None else format_seconds(value),
+            "breakable": breakable,
             "figure": figure,
             "gib": gib,
             "signed": study_words.signed_bytes,
@@ -189,6 +195,11 @@ def _templates() -> Environment:
         }
         _environment.append(made)
     return _environment[0]
+
+
+def breakable(name: str) -> Markup:
+    """A field's name that may go on in a new line after each of its words."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def figure(value: float | None) -> str:

@@ -127,13 +127,18 @@ def study(reader: Reader, name: str) -> dict[str, Any]:
             reader.trial_rows(name, limit=1)  # raises what names the nearest
         return {**_waiting(name, job or {}), "job": job}
     best = [
-        {key: row[key] for key in row if key != "study"} for row in _ask(reader, _BEST + " WHERE study = ?", name).as_dicts()
+        {key: row[key] for key in row if key != "study"} for row in _ask(reader, _BEST + " WHERE s.name = ?", name).as_dicts()
     ]
     return {**_shaped(rows[0]), "job": job, "best": best[0] if best else None}
 
 
-_BEST = """SELECT study, trial_number, samples_per_second, tokens_per_second, step_time_seconds, peak_device_bytes, margin_bytes
-    FROM best_trials"""
+# The winner, where one was measured; else the fastest that fits so far, whatever it trains.
+_BEST = """SELECT s.name AS study, t.trial_number, t.samples_per_second, t.tokens_per_second, t.step_time_seconds,
+        t.peak_device_bytes, t.margin_bytes
+    FROM studies s JOIN trials t ON t.id = coalesce(
+        (SELECT w.id FROM trials w
+            WHERE w.study_id = s.id AND w.trial_number = s.winner_trial_number AND w.samples_per_second IS NOT NULL),
+        (SELECT b.id FROM best_trials b WHERE b.study_id = s.id))"""
 
 
 def trial_number_of(reader: Reader, name: str) -> int | None:

@@ -76,7 +76,7 @@ class JobView(BaseModel):
 
 
 class Best(BaseModel):
-    """The fastest trial that fits, so far."""
+    """The winner; as long as there is none, the fastest trial that fits so far."""
 
     trial_number: int
     samples_per_second: float

@@ -1,7 +1,7 @@
 """A study's Pareto front and what its compromises buy, of however many trials.
 
-Choosing is tuning's (`front.py`, `compromise.py`), as it is for the command line and the report. SQL only leaves out what cannot
-be chosen, trial against trial of the same training, so that of 100,000 trials a few are read whole.
+Choosing is tuning's (`front.py`, `compromise.py`), as it is for the command line and the report. SQL only leaves out what
+cannot be chosen, trial against trial of the same training, so that of 100,000 trials a few are read whole.
 """
 
 from typing import Any
@@ -43,8 +43,8 @@ _CANDIDATES = f"""
     WITH known AS ({_KNOWN}), ranked AS (
         SELECT id, row_number() OVER (
             PARTITION BY told, {_TRAINING}, {_RUNNING}
-            ORDER BY rate IS NULL, rate DESC, CASE WHEN rate IS NULL THEN peak IS NULL END, CASE WHEN rate IS NULL THEN peak END,
-                trial_number
+            ORDER BY rate IS NULL, rate DESC, CASE WHEN rate IS NULL THEN peak IS NULL END,
+                CASE WHEN rate IS NULL THEN peak END, trial_number
         ) AS place FROM known
     ) SELECT id FROM ranked WHERE place = 1
 """  # noqa: S608
@@ -59,8 +59,8 @@ _FRONTS = f"""
         ) AS least_of_faster FROM points
     ) SELECT ids FROM compared WHERE least_of_faster IS NULL OR peak < least_of_faster
 """  # noqa: S608
-_RECORDS = """SELECT t.trial_number, t.purpose, t.reason, t.attempt, t.run_dir, t.started_at, t.finished_at, d.spec, d.prediction,
-    d.result FROM trials t JOIN trial_documents d ON d.trial_id = t.id"""
+_RECORDS = """SELECT t.trial_number, t.purpose, t.reason, t.attempt, t.run_dir, t.started_at, t.finished_at, d.spec,
+    d.prediction, d.result FROM trials t JOIN trial_documents d ON d.trial_id = t.id"""
 _POINT = """trial_number, purpose, outcome, state, phase, objective_value, samples_per_second, peak_device_bytes, margin_bytes,
     predicted_samples_per_second, predicted_peak_bytes, method, micro_batch_size, gradient_accumulation_steps, cutoff_len,
     zero_stage, gradient_checkpointing, freeze_vision_tower, freeze_multi_modal_projector, freeze_language_model, lora_rank"""

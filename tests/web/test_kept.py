@@ -1,6 +1,5 @@
 """Answers are kept until the database changes, made once however many ask, and never of a state before the change."""
 
-import os
 import shutil
 import sqlite3
 import threading
@@ -68,7 +67,7 @@ def test_another_file_in_its_place_is_a_change_and_none_is_an_error(database: Pa
     version = Version(database)
     first = version.now()
     other = Path(shutil.copy(database, tmp_path / "other.db"))
-    os.replace(other, database)
+    other.replace(database)
     second = version.now()
     assert second > first
     away = database.with_suffix(".away")
@@ -198,5 +197,5 @@ def test_a_replaced_database_is_served_anew(client: TestClient, database: Path, 
         store.create_study(study_record(name="other"))
     for suffix in ("-wal", "-shm"):  # they belong to the file that goes
         database.with_name(database.name + suffix).unlink(missing_ok=True)
-    os.replace(tmp_path / "other.db", database)
+    (tmp_path / "other.db").replace(database)
     assert [study["study"] for study in client.get("/api/studies").json()["studies"]] == ["other"]

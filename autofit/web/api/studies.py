@@ -71,8 +71,6 @@ async def events(
     study: Study, here: Here, last_event_id: Annotated[str | None, Header(max_length=100)] = None
 ) -> StreamingResponse:
     """Live events: a `snapshot`, then each `trial`, `study`, `tick`, and `end` when nothing more can come."""
-    if here.feeds.listeners >= here.settings.max_streams:
-        raise Refused(429, f"{here.settings.max_streams} listeners are here already; the study's pages can be reloaded instead")
     feed = await here.feeds.join(study)
     return StreamingResponse(_stream(here, feed, last_event_id), media_type="text/event-stream")
 

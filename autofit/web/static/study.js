@@ -85,6 +85,7 @@ function tellStudy() {
   at("state").textContent = state();
   at("state").className = `pill ${state()}`;
   const best = now.best;
+  if (!predicted()) at("best-title").textContent = now.winner_trial_number === null ? "Best so far" : "Winner";
   if (best) {
     at("best-speed").textContent = figure(best.samples_per_second);
     const words = document.createElement("a");
