@@ -45,7 +45,7 @@ class Submission(_Body):
     trials: int = Field(default=24, ge=1, le=100_000)
     time_limit: str | None = Field(default=None, max_length=40)
     trial_timeout: str = Field(default="30m", max_length=40)
-    sampler: SAMPLERS = "tpe"
+    sampler: SAMPLERS = "guided"
     seed: int = Field(default=0, ge=0, le=MAX_INT)
     from_file: Text | None = None
     """Your LLaMA-Factory YAML, in a folder that the service may use."""
