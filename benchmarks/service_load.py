@@ -1,6 +1,6 @@
-"""The service under load: 200 readers of a study of 100,000 trials beside a bare FastAPI route, 500 listeners of a live one.
+"""The service under load: 200 readers of a study of 100,000 trials beside a bare FastAPI route, 1,000 listeners of a live one.
 
-    python benchmarks/service_load.py [--trials 100000] [--readers 200] [--listeners 500] [--seconds 12]
+    python benchmarks/service_load.py [--trials 100000] [--readers 200] [--listeners 1000] [--seconds 12]
 
 Both apps run in a server process of their own on this machine, one after the other; figures are of this run. Exit 1 when a
 request failed or a listener lost an event.
@@ -26,6 +26,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / 
 from sqlalchemy import insert
 from store_records import NOON, completed, out_of_memory, study_record, trial_record
 
+from autofit.cli.serve import open_files
 from autofit.store import Store
 from autofit.store.rows import result_row, to_json, trial_row
 from autofit.store.tables import trial_documents, trials
@@ -35,8 +36,10 @@ SERVER = """
 import sys, uvicorn
 from pathlib import Path
 from fastapi import FastAPI, Response
+from autofit.cli.serve import open_files
 from autofit.web.app import create_app
 from autofit.web.settings import Settings
+open_files()
 bare = FastAPI()
 @bare.get("/bare")
 def answer() -> Response:
@@ -50,6 +53,7 @@ PATHS = {
     "first page": "/api/studies/first/trials?limit=50",
     "filtered": "/api/studies/first/trials?limit=50&where=outcome%20%3D%20'OOM'%20and%20micro_batch_size%20%3C%2030",
     "front": "/api/studies/first/pareto",
+    "compromises": "/api/studies/first/compromises",
 }
 
 
@@ -70,7 +74,9 @@ def fill(file: Path, count: int) -> None:
                 objective="samples_per_second",
             )
             rows.append(dict.fromkeys(names) | {"study_id": 1} | trial_row(record, 72 * 1024**3) | ended)
-            documents.append({"trial_id": number + 1, "spec": to_json(record.spec), "result": None, "prediction": None})
+            documents.append(
+                {"trial_id": number + 1, "spec": to_json(record.spec), "result": to_json(result), "prediction": None}
+            )
         with store._engine.begin() as connection:
             connection.execute(insert(trials), rows)
             connection.execute(insert(trial_documents), documents)
@@ -161,9 +167,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--readers", type=int, default=200)
-    parser.add_argument("--listeners", type=int, default=500)
+    parser.add_argument("--listeners", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=12.0, help="how long each route is asked")
     asked = parser.parse_args()
+    open_files()
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "autofit.db"

@@ -108,6 +108,12 @@ def _serve() -> Implementation:
     return serve
 
 
+def _dashboard() -> Implementation:
+    from autofit.cli.dashboard import dashboard
+
+    return dashboard
+
+
 def _supervise() -> Implementation:
     from autofit.cli.supervise import supervise
 
@@ -146,6 +152,7 @@ COMMANDS: dict[str, Command] = {
     "launch": Command("Run the launcher on what was exported.", _launch),
     "verify": Command("Say whether an export's certificate still holds here.", _verify),
     "serve": Command("Serve the database: web pages and REST.", _serve),
+    "dashboard": Command("Show a copy of a study in optuna-dashboard.", _dashboard),
     "supervise": Command("Run the searches that were submitted to the service.", _supervise),
     "token": Command("Add, list and revoke the service's access tokens.", _token),
     "db": Command("The database's schema: its revision, and its upgrade.", _db),

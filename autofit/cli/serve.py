@@ -1,5 +1,6 @@
 """`autofit serve`: the service."""
 
+import resource
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,10 @@ import typer
 from autofit.cli.context import database_url
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+OPEN_FILES = 65_536
+"""What the service asks the system for: every request and every live page has one open."""
+_OTHER_FILES = 256
+"""Those of the database's readers, logs, libraries, and connections that wait for their next request."""
 STOP_SECONDS = 5
 """For open event streams to end when the server is told to stop."""
 
@@ -29,6 +34,7 @@ def serve(  # noqa: PLR0917 - one parameter a flag
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder for the trials' files and logs.")] = Path("autofit-runs"),
     gpus: Annotated[str | None, typer.Option(help="Sets of GPUs, one search each: 0,1;2,3. Default: all in one set.")] = None,
+    max_listeners: Annotated[int, typer.Option(min=1, help="Live pages at a time; further ones are refused.")] = 2000,
     no_supervisor: Annotated[bool, typer.Option("--no-supervisor", help="Do not run the queue from here.")] = False,
 ) -> None:
     """Serve the database: pages for people, REST for programs, a queue for searches."""
@@ -52,6 +58,10 @@ def serve(  # noqa: PLR0917 - one parameter a flag
         from autofit.web.settings import Settings
     except ImportError as error:
         raise UsageError(f"the service needs {error.name}: pip install 'autofit-llm[web]'") from None
+    requests = max(64, open_files() - _OTHER_FILES)
+    listeners = min(max_listeners, requests * 3 // 4)
+    if listeners < max_listeners:
+        sys.stderr.write(f"{listeners} live pages at a time: this process may open no more files (see ulimit -Hn)\n")
     named, default = _interpreters(python or [])
     settings = Settings(
         database=database_file(database_url(context)).absolute(),
@@ -64,6 +74,8 @@ def serve(  # noqa: PLR0917 - one parameter a flag
         secure=tls_cert is not None,
         supervise=not no_supervisor,
         gpus=gpus,
+        max_streams=listeners,
+        max_requests=requests,
     )
     config = uvicorn.Config(
         create_app(settings),
@@ -78,6 +90,16 @@ def serve(  # noqa: PLR0917 - one parameter a flag
     scheme = "https" if tls_cert else "http"
     sys.stderr.write(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it; searches go on)\n")
     uvicorn.Server(config).run()
+
+
+def open_files() -> int:
+    """Raises this process's limit of open files as far as the system lets it, and returns it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= most:
+        return OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def _interpreters(given: list[str]) -> tuple[dict[str, str], str]:

@@ -12,7 +12,7 @@ Wish = Literal["RUN", "PAUSE", "CANCEL"]
 ENDED: frozenset[JobState] = frozenset({"CANCELLED", "DONE", "FAILED"})
 
 DEVICES = Literal["auto", "cuda", "cpu", "none"]
-SAMPLERS = Literal["tpe", "gp", "random", "grid"]
+SAMPLERS = Literal["guided", "tpe", "gp", "random", "grid"]
 ENGINES = Literal["auto", "llamafactory", "transformers"]
 
 
@@ -33,7 +33,7 @@ class JobRequest(Frozen):
     trials: PositiveInt = 24
     time_limit_seconds: PositiveFloat | None = None
     trial_timeout_seconds: PositiveFloat = 1800.0
-    sampler: SAMPLERS = "tpe"
+    sampler: SAMPLERS = "guided"
     seed: int = Field(default=0, ge=0)
     from_file: str | None = None
 

@@ -8,12 +8,12 @@ peaks are compared with the winner's own prediction, never with its measurement.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from autofit.config.floor import DataFloor
 from autofit.config.legality import training_changes
 from autofit.config.prediction import Prediction
 from autofit.config.record import StudyRecord, TrialRecord
-from autofit.config.space import LegalSpace
 from autofit.config.trial import TrialSpec
 from autofit.tuning.figures import Evidence, Figures, fastest, figures, of_prediction, of_trial
 
@@ -57,12 +57,11 @@ class Compromise:
 
 def compromise_table(
     study: StudyRecord,
-    legal: LegalSpace,
     trials: Sequence[TrialRecord],
     winner: TrialRecord,
     forecasts: Mapping[TrialSpec, Prediction] | None = None,
 ) -> list[Compromise]:
-    """Every compromise that something is known of: other trainings first, each part fastest first, misses at its end.
+    """Every compromise that something is known of: other trainings first, each part fastest first, then misses, nearest first.
 
     Args:
         trials: of the study; only its searching ones count.
@@ -79,11 +78,17 @@ def compromise_table(
     if base["predicted"] is None and prediction is not None:
         base["predicted"] = of_prediction(study, winner.spec, prediction)
     rows = [
-        _row(key, best, winner.spec, base[best.evidence], legal)
+        _row(key, best, winner.spec, base[best.evidence], study.floor)
         for key, members in groups.items()
         if (best := _best(members)) is not None
     ]
-    return sorted(rows, key=lambda row: (row.kind == "running", not row.best.fits, -(row.speedup or 0.0)))
+    return sorted(rows, key=_place)
+
+
+def _place(row: Compromise) -> tuple[Any, ...]:
+    """Where a row comes: no two have the same place, whatever order the trials are in."""
+    peak = row.best.peak_device_bytes
+    return row.kind == "running", not row.best.fits, -(row.speedup or 0.0), peak is None, peak or 0, row.changes
 
 
 def _groups(one: Figures, winner: TrialSpec) -> Iterable[_Key]:
@@ -115,7 +120,7 @@ def _best(members: Sequence[Figures]) -> Figures | None:
     return min(measured or predicted, key=lambda one: (one.peak_device_bytes is None, one.peak_device_bytes or 0), default=None)
 
 
-def _row(key: _Key, best: Figures, winner: TrialSpec, base: Figures | None, legal: LegalSpace) -> Compromise:
+def _row(key: _Key, best: Figures, winner: TrialSpec, base: Figures | None, floor: DataFloor | None) -> Compromise:
     kind, changes = key
     speedup = more = None
     if base is not None and best.fits and best.rate and base.rate:
@@ -125,4 +130,5 @@ def _row(key: _Key, best: Figures, winner: TrialSpec, base: Figures | None, lega
     along = [way for way in _ways(best.spec, winner) if way not in changes]
     if best.spec.micro_batch_size != winner.micro_batch_size:
         along.append(f"micro-batch {best.spec.micro_batch_size}")
-    return Compromise(kind, changes, tuple(along), best, speedup, more, legal.truncated_share(best.spec))
+    share = floor.truncated_share(best.spec.cutoff_len) if floor else None
+    return Compromise(kind, changes, tuple(along), best, speedup, more, share)

@@ -212,8 +212,8 @@ class _Driver:
             winner=winner,
             confirmed_by=confirmed_by,
             legal=legal,
-            front=tuple(pareto_front(figures(self._study, trials), legal)),
-            compromises=tuple(compromise_table(self._study, legal, trials, winner, self._guidance.forecasts) if winner else ()),
+            front=tuple(pareto_front(figures(self._study, trials), legal.floor)),
+            compromises=tuple(compromise_table(self._study, trials, winner, self._guidance.forecasts) if winner else ()),
             miss=None if winner else nearest(self._study, self._guidance.context(trials), self._foresight),
             stop_reason=stop_reason,
         )

@@ -61,6 +61,6 @@ def find(study: StudyRecord, trials: Sequence[TrialRecord]) -> Findings:
         reference=next((trial for trial in searched if trial.spec == legal.reference), None),
         winner=winner,
         confirmed_by=confirmed[-1] if confirmed else None,
-        front=tuple(pareto_front(known, legal)),
-        compromises=tuple(compromise_table(study, legal, trials, winner) if winner else ()),
+        front=tuple(pareto_front(known, study.floor)),
+        compromises=tuple(compromise_table(study, trials, winner) if winner else ()),
     )

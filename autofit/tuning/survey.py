@@ -92,8 +92,8 @@ def run_survey(store: Store, plan: Plan, forecaster: Forecaster, progress: Progr
         winner=winner,
         settings=tuple(_settings(study, trials, wanted, winner)),
         legal=plan.legal,
-        front=tuple(pareto_front(figures(study, trials), plan.legal)),
-        compromises=tuple(compromise_table(study, plan.legal, trials, winner) if winner else ()),
+        front=tuple(pareto_front(figures(study, trials), plan.legal.floor)),
+        compromises=tuple(compromise_table(study, trials, winner) if winner else ()),
         unpredictable=reasons,
     )
 

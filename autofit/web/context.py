@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from autofit.launch.environment import probe
 from autofit.predict.devices import device_model
 from autofit.predict.predictor import Predictor
+from autofit.web.kept import Answers
 from autofit.web.live import Feeds
 from autofit.web.metrics import Metrics
 from autofit.web.problems import Refused
@@ -64,13 +65,14 @@ class Context:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.readers = Readers(settings.database)
-        self.feeds = Feeds(self.readers)
+        self.answers = Answers(self.readers)
+        self.feeds = Feeds(self.answers, settings.max_streams)
         self.predictors = Predictors(settings.max_predictions)
         self.metrics = Metrics()
 
     def close(self) -> None:
         """Closes what is open."""
-        self.readers.close()
+        self.answers.close()
 
 
 def context_of(request: Request) -> Context:

@@ -56,12 +56,20 @@ class Gate:
         self._app = app
         self._settings = settings
         self._keeper = Keeper(settings.tokens) if settings.tokens else None
+        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        self._open += 1
+        try:
+            await self._pass(scope, receive, send)
+        finally:
+            self._open -= 1
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         path, method = str(scope["path"]), str(scope["method"])
 
@@ -70,6 +78,11 @@ class Gate:
                 self._protect(MutableHeaders(scope=message), path)
             await send(message)
 
+        if self._open > self._settings.max_requests:
+            await problem(503, "too many requests at once; ask again in a moment", headers={"Retry-After": "1"})(
+                scope, receive, reply
+            )
+            return
         caller = await self._caller(headers)
         refusal = self._malformed(method, headers) or self._unauthorised(method, path, headers, caller)
         if refusal is not None:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from autofit.errors import AutofitError
 from autofit.launch.watching import look
 from autofit.store.reader import Reader
 from autofit.web import questions
-from autofit.web.questions import Readers
+from autofit.web.kept import Answers
+from autofit.web.problems import Refused
 
 POLL_SECONDS = 0.5
 PING_SECONDS = 15.0
 LOG_EVENTS = 20_000
 """Events that are kept for listeners that come back; one that is further behind gets a new snapshot."""
 
-_TRIALS = """SELECT t.trial_number, t.state, t.attempt, t.purpose, t.outcome, t.phase, t.samples_per_second,
+_TRIALS = """SELECT t.trial_number, t.state, t.attempt, t.purpose, t.outcome, t.phase, t.objective_value, t.samples_per_second,
     t.tokens_per_second, t.peak_device_bytes, t.margin_bytes, t.predicted_peak_bytes, t.predicted_samples_per_second,
     t.method, t.lora_rank, t.micro_batch_size, t.gradient_accumulation_steps, t.cutoff_len, t.zero_stage,
     t.gradient_checkpointing, t.freeze_vision_tower, t.freeze_multi_modal_projector, t.freeze_language_model,
@@ -42,13 +44,23 @@ Keys = dict[int, tuple[str, int]]
 """Trial number -> state and attempt."""
 
 
+@dataclass(frozen=True)
+class Running:
+    """The trial that runs, as far as a tick needs it."""
+
+    trial_number: int
+    run_dir: Path
+    devices: tuple[Device, ...]
+    cuda: bool
+
+
 class Feed:
     """The events of one study, as long as somebody listens."""
 
-    def __init__(self, readers: Readers, study: str) -> None:
+    def __init__(self, answers: Answers, study: str) -> None:
         self.study = study
         self.listeners = 0
-        self._readers = readers
+        self._answers = answers
         self._epoch = ""
         self._log: list[bytes] = []
         self._dropped = 0
@@ -60,6 +72,9 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._known: Keys = {}
         self._summary: dict[str, Any] = {}
+        self._version = 0
+        """Of the database, before what is known was read."""
+        self._running: Running | None = None
 
     async def start(self) -> None:
         """Takes the first look.
@@ -82,14 +97,13 @@ class Feed:
         at = self._place_after(last_id)
         if at is None:
             at = self._dropped + len(self._log)
-            snapshot = await run_in_threadpool(self._snapshot)
-            yield _event("snapshot", snapshot, f"{self._epoch}-{at}")
+            yield await self._snapshot(at)
         ticks = -1
         while True:
             changed = self._changed
             if at < self._dropped:  # too slow for the log: begin anew rather than leave anything out
                 at = self._dropped + len(self._log)
-                yield _event("snapshot", await run_in_threadpool(self._snapshot), f"{self._epoch}-{at}")
+                yield await self._snapshot(at)
             fresh = self._log[at - self._dropped :]
             if fresh:
                 at += len(fresh)
@@ -101,9 +115,16 @@ class Feed:
                 yield _event("end", {"study": self.study}, None)
                 return
             try:
-                await asyncio.wait_for(changed.wait(), PING_SECONDS)
+                # not `wait_for`: Python 3.11's forgets a cancellation that comes together with the event
+                async with asyncio.timeout(PING_SECONDS):
+                    await changed.wait()
             except TimeoutError:
                 yield b": still here\n\n"
+
+    async def _snapshot(self, at: int) -> bytes:
+        """The event of a snapshot that is at least as new as the first `at` events."""
+        text = await run_in_threadpool(self._answers.json, _newest, self.study)
+        return format_sse_event(data_str=text.decode(), event="snapshot", id=f"{self._epoch}-{at}")
 
     def _place_after(self, last_id: str | None) -> int | None:
         epoch, _, number = (last_id or "").partition("-")
@@ -134,18 +155,16 @@ class Feed:
     # in threads
 
     def _first(self) -> tuple[dict[str, Any], Keys]:
-        with self._readers.open() as reader:
+        # no version yet: the first look reads everything, whatever was written meanwhile
+        with self._answers.readers.open() as reader:
             return questions.study(reader, self.study), _keys(reader, self.study)
 
-    def _snapshot(self) -> dict[str, Any]:
-        """The study, and its newest trials; older ones are asked for by `/trials`."""
-        with self._readers.open() as reader:
-            rows = reader.ask(_TRIALS + " ORDER BY t.trial_number DESC LIMIT 500", (self.study,)).as_dicts()
-            return {**questions.study(reader, self.study), "newest": rows[::-1]}
-
     def _look(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any] | None, bool]:
+        version = self._answers.version()  # before anything is read: what is committed later is looked at next time
+        if version == self._version:
+            return [], _tick(self._running), _is_over(self._summary)
         events: list[tuple[str, dict[str, Any]]] = []
-        with self._readers.open() as reader:
+        with self._answers.readers.open() as reader:
             # The study first: what is over by then has all its trials in what is read next.
             summary = questions.study(reader, self.study)
             keys = _keys(reader, self.study)
@@ -160,16 +179,20 @@ class Feed:
                 keys[row["trial_number"]] = (row["state"], row["attempt"])
             if {key: summary[key] for key in _STUDY_KEYS} != {key: self._summary[key] for key in _STUDY_KEYS}:
                 events.append(("study", summary))
-            tick = _tick(reader, self.study)
-        self._summary, self._known = summary, keys
-        return events, tick, _is_over(summary)
+            self._running = _running(reader, self.study)
+        self._summary, self._known, self._version = summary, keys, version
+        return events, _tick(self._running), _is_over(summary)
 
 
 class Feeds:
     """The feeds of all studies that somebody listens to."""
 
-    def __init__(self, readers: Readers) -> None:
-        self._readers = readers
+    def __init__(self, answers: Answers, most: int) -> None:
+        """
+        Args:
+            most: listeners at a time, of all studies together.
+        """
+        self._answers, self._most = answers, most
         self._feeds: dict[str, Feed] = {}
         self._lock = asyncio.Lock()
         self.listeners = 0
@@ -179,11 +202,14 @@ class Feeds:
 
         Raises:
             NotFound: no such study.
+            Refused: as many listeners as may be are here already.
         """
-        async with self._lock:
+        async with self._lock:  # those who come together are counted one after the other
+            if self.listeners >= self._most:
+                raise Refused(429, f"{self._most} listeners are here already; the study's page can be reloaded instead")
             feed = self._feeds.get(study)
             if feed is None:
-                feed = Feed(self._readers, study)
+                feed = Feed(self._answers, study)
                 await feed.start()
                 self._feeds[study] = feed
             feed.listeners += 1
@@ -200,6 +226,12 @@ class Feeds:
                 del self._feeds[feed.study]
 
 
+def _newest(reader: Reader, study: str) -> dict[str, Any]:
+    """The study, and its newest trials; older ones are asked for by `/trials`."""
+    rows = reader.ask(_TRIALS + " ORDER BY t.trial_number DESC LIMIT 500", (study,)).as_dicts()
+    return {**questions.study(reader, study), "newest": rows[::-1]}
+
+
 def _keys(reader: Reader, study: str) -> Keys:
     return {number: (state, attempt) for number, state, attempt in reader.ask(_KEYS, (study,)).rows}
 
@@ -212,19 +244,24 @@ def _is_over(summary: dict[str, Any]) -> bool:
     return bool(summary["status"] != "RUNNING")
 
 
-def _tick(reader: Reader, study: str) -> dict[str, Any] | None:
-    """Where the running trial is."""
+def _running(reader: Reader, study: str) -> Running | None:
     rows = reader.ask(_RUNNING, (study,)).as_dicts()
     if not rows:
         return None
     row = rows[-1]
-    hardware = json.loads(row["hardware"])
-    devices = [Device.model_validate(device) for device in hardware["devices"]]
-    sample = look(Path(row["run_dir"]), devices, cuda=row["device"] == "cuda")
+    devices = tuple(Device.model_validate(device) for device in json.loads(row["hardware"])["devices"])
+    return Running(row["trial_number"], Path(row["run_dir"]), devices, cuda=row["device"] == "cuda")
+
+
+def _tick(running: Running | None) -> dict[str, Any] | None:
+    """Where the running trial is: its worker says so, whether or not the database changes."""
+    if running is None:
+        return None
+    sample = look(running.run_dir, running.devices, cuda=running.cuda)
     where = {"phase": "start", "step": 0, "memory_bytes": None}
     if sample is not None:
         where = {"phase": sample.phase, "step": sample.step, "memory_bytes": sample.memory_bytes}
-    return {"trial_number": row["trial_number"], **where}
+    return {"trial_number": running.trial_number, **where}
 
 
 def _event(kind: str, document: dict[str, Any], event_id: str | None) -> bytes:

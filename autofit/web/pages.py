@@ -1,21 +1,23 @@
 """The pages: rendered here with what is known at once; pictures and live parts are filled in by small modules in `static/`."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from autofit.config.model import preset_names
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.predict.devices import DEVICES
-from autofit.report import words
+from autofit.report import study_words, words
 from autofit.units import GIB, format_bytes, format_seconds
-from autofit.web import questions
+from autofit.web import questions, tradeoffs
 from autofit.web.api.trials import whole
 from autofit.web.confine import shipped_spaces
-from autofit.web.context import Here
+from autofit.web.context import Context, Here
 from autofit.web.gate import LOCAL
 from autofit.web.gate import STATIC as STATIC_PATH
 from autofit.web.problems import status_of
@@ -30,8 +32,7 @@ Number = Annotated[int | None, Query(ge=0, le=MAX_INT)]
 @router.get("/")
 def home(request: Request, here: Here) -> Response:
     """The studies."""
-    with here.readers.open() as reader:
-        return _page(request, "studies.html", studies=questions.studies(reader))
+    return _page(request, "studies.html", studies=json.loads(here.answers.json(questions.studies)))
 
 
 @router.get("/studies/{study}")
@@ -45,11 +46,11 @@ def study_page(  # noqa: PLR0917 - the parameters of the query
     offset: Annotated[int, Query(ge=0, le=MAX_INT)] = 0,
 ) -> Response:
     """A study: live while it runs."""
-    with here.readers.open() as reader:
-        found = questions.study(reader, study)
-        rows, more, fault, changes = [], False, None, []
-        if found["status"] != "WAITING":
-            changes = questions.compromises(reader, study)["compromises"]
+    found = _study(here, study)
+    rows, more, fault, changes = [], False, None, []
+    if found["status"] != "WAITING":
+        changes = json.loads(here.answers.json(tradeoffs.compromises, study))["compromises"]
+        with here.readers.open() as reader:
             try:
                 page = reader.trial_rows(
                     study, where or None, sort or None, descending=descending, limit=PAGE_TRIALS, offset=offset
@@ -70,7 +71,7 @@ def trial_page(request: Request, study: Study, trial_number: TrialNumber, here: 
     """A trial whole."""
     with here.readers.open() as reader:
         document = whole(reader, study, trial_number)
-        record = questions.study(reader, study)
+    record = _study(here, study)
     spec = TrialSpec.model_validate(document["spec"])
     return _page(request, "trial.html", study=record, trial=document, words=words.knobs(spec))
 
@@ -79,7 +80,7 @@ def trial_page(request: Request, study: Study, trial_number: TrialNumber, here: 
 def compare_page(request: Request, study: Study, here: Here, a: Number = None, b: Number = None) -> Response:
     """Two trials side by side; by default the reference and the winner."""
     with here.readers.open() as reader:
-        record = questions.study(reader, study)
+        record = _study(here, study)
         best = questions.trial_number_of(reader, study)
         numbers = (0 if a is None else a, (best or 0) if b is None else b)
         pair = [whole(reader, study, number) for number in numbers] if record["trials"] else []
@@ -134,11 +135,19 @@ def fault_page(request: Request, status: int, message: str) -> Response:
     return _page(request, "fault.html", status=status, message=message, code=status)
 
 
+def _study(here: Context, study: str) -> dict[str, Any]:
+    return dict(json.loads(here.answers.json(questions.study, study)))
+
+
 def _differences(left: dict[str, Any], right: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """Knob, its two values, whether they differ; those that do come first."""
     a, b = _flat(left["spec"]), _flat(right["spec"])
-    rows = [(name, str(a.get(name, "-")), str(b.get(name, "-")), a.get(name) != b.get(name)) for name in {**a, **b}]
+    rows = [(name, _said(a.get(name)), _said(b.get(name)), a.get(name) != b.get(name)) for name in {**a, **b}]
     return sorted(rows, key=lambda row: not row[3])
+
+
+def _said(value: Any) -> str:
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -175,15 +184,22 @@ def _templates() -> Environment:
             lstrip_blocks=True,
         )
         made.filters |= {
-            "bytes": format_bytes,
-            "seconds": format_seconds,
+            "bytes": lambda size: "–" if size is None else format_bytes(size),
+            "seconds": lambda value: "–" if value is None else format_seconds(value),
+            "breakable": breakable,
             "figure": figure,
             "gib": gib,
+            "signed": study_words.signed_bytes,
             "knobs": knobs,
             "when": when,
         }
         _environment.append(made)
     return _environment[0]
+
+
+def breakable(name: str) -> Markup:
+    """A field's name that may go on in a new line after each of its words."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def figure(value: float | None) -> str:

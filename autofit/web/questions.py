@@ -10,40 +10,30 @@ from typing import Any
 
 from fastapi import Response
 
-from autofit.config.legality import training_changes
-from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.store.reader import Reader, Rows
 
 KEPT = 16
-CLOUD = 1000
-"""Points that a picture shows beside the front; of more, every n-th."""
 
 _SUMMARY = """
     SELECT s.name AS study, s.status, s.model, s.device, s.engine, s.sampler, s.objective, s.created_at, s.gpu_mem_bytes,
-        s.memory_budget_bytes, s.winner_trial_number, s.hardware,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id) AS trials,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.state = 'RUNNING') AS running,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.outcome = 'COMPLETED') AS completed,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.outcome IN ('OOM', 'HOST_OOM')) AS out_of_memory,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.outcome = 'SKIPPED') AS skipped,
-        (SELECT count(*) FROM trials t WHERE t.study_id = s.id AND t.outcome = 'PREDICTED') AS predicted
-    FROM studies s
+        s.memory_budget_bytes, s.winner_trial_number, s.hardware, count(t.id) AS trials,
+        coalesce(sum(t.state = 'RUNNING'), 0) AS running,
+        coalesce(sum(t.outcome = 'COMPLETED'), 0) AS completed,
+        coalesce(sum(t.outcome IN ('OOM', 'HOST_OOM')), 0) AS out_of_memory,
+        coalesce(sum(t.outcome = 'SKIPPED'), 0) AS skipped,
+        coalesce(sum(t.outcome = 'PREDICTED'), 0) AS predicted
+    FROM studies s LEFT JOIN trials t ON t.study_id = s.id {where} GROUP BY s.id ORDER BY s.id
 """
 _JOB = """SELECT study, state, wish, message, created_at, submitted_by, attempt, device_set,
     json_extract(request, '$.trials') AS trials_wanted FROM queue"""
-# Everything that `training_changes` looks at: trials that agree in these change the training alike.
-_QUALITY = (
-    "cutoff_len, image_max_pixels, method, lora_rank, lora_target, freeze_vision_tower, freeze_multi_modal_projector,"
-    " freeze_language_model, precision, pure_bf16, optimizer"
-)
 
 
 class Readers:
     """Read-only connections, each used by one thread at a time and looked at before it is used again."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
         self._free: queue.SimpleQueue[Reader] = queue.SimpleQueue()
 
     @contextmanager
@@ -69,7 +59,7 @@ class Readers:
             try:
                 reader = self._free.get_nowait()
             except queue.Empty:
-                return Reader(self._file)
+                return Reader(self.file)
             try:
                 reader.check()
             except AutofitError:
@@ -84,12 +74,18 @@ class Readers:
 
 
 def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """`document` as JSON, or the JSON that it is already."""
+    text = document if isinstance(document, bytes) else encoded(document)
+    return Response(text, status, headers, media_type="application/json")
+
+
+def encoded(document: Any) -> bytes:
     """`document` as JSON; what JSON has no word for (bytes, infinity) becomes text."""
     try:
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (ValueError, TypeError):
         text = json.dumps(plain(document), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text.encode("utf-8", "replace"), status, headers, media_type="application/json")
+    return text.encode("utf-8", "replace")
 
 
 def plain(value: Any) -> Any:
@@ -107,7 +103,7 @@ def plain(value: Any) -> Any:
 
 def studies(reader: Reader) -> list[dict[str, Any]]:
     """Every study and every search that waits for one, newest first, with its best and its job."""
-    found = {row["study"]: _shaped(row) for row in _ask(reader, _SUMMARY + " ORDER BY s.id").as_dicts()}
+    found = {row["study"]: _shaped(row) for row in _ask(reader, _SUMMARY.format(where="")).as_dicts()}
     for job in _ask(reader, _JOB + " ORDER BY id").as_dicts():
         name = job.pop("study")
         found.setdefault(name, _waiting(name, job))["job"] = job
@@ -123,7 +119,7 @@ def study(reader: Reader, name: str) -> dict[str, Any]:
     Raises:
         NotFound: neither.
     """
-    rows = _ask(reader, _SUMMARY + " WHERE s.name = ?", name).as_dicts()
+    rows = _ask(reader, _SUMMARY.format(where="WHERE s.name = ?"), name).as_dicts()
     jobs = _ask(reader, _JOB + " WHERE study = ?", name).as_dicts()
     job = {key: value for key, value in jobs[0].items() if key != "study"} if jobs else None
     if not rows:
@@ -131,13 +127,18 @@ def study(reader: Reader, name: str) -> dict[str, Any]:
             reader.trial_rows(name, limit=1)  # raises what names the nearest
         return {**_waiting(name, job or {}), "job": job}
     best = [
-        {key: row[key] for key in row if key != "study"} for row in _ask(reader, _BEST + " WHERE study = ?", name).as_dicts()
+        {key: row[key] for key in row if key != "study"} for row in _ask(reader, _BEST + " WHERE s.name = ?", name).as_dicts()
     ]
     return {**_shaped(rows[0]), "job": job, "best": best[0] if best else None}
 
 
-_BEST = """SELECT study, trial_number, samples_per_second, tokens_per_second, step_time_seconds, peak_device_bytes, margin_bytes
-    FROM best_trials"""
+# The winner, where one was measured; else the fastest that fits so far, whatever it trains.
+_BEST = """SELECT s.name AS study, t.trial_number, t.samples_per_second, t.tokens_per_second, t.step_time_seconds,
+        t.peak_device_bytes, t.margin_bytes
+    FROM studies s JOIN trials t ON t.id = coalesce(
+        (SELECT w.id FROM trials w
+            WHERE w.study_id = s.id AND w.trial_number = s.winner_trial_number AND w.samples_per_second IS NOT NULL),
+        (SELECT b.id FROM best_trials b WHERE b.study_id = s.id))"""
 
 
 def trial_number_of(reader: Reader, name: str) -> int | None:
@@ -146,68 +147,6 @@ def trial_number_of(reader: Reader, name: str) -> int | None:
     if found["winner_trial_number"] is not None:
         return int(found["winner_trial_number"])
     return int(found["best"]["trial_number"]) if found.get("best") else None
-
-
-_POINT = """trial_number, purpose, outcome, state, samples_per_second, peak_device_bytes, predicted_samples_per_second,
-    predicted_peak_bytes, method, micro_batch_size, gradient_accumulation_steps, cutoff_len, zero_stage,
-    gradient_checkpointing, freeze_vision_tower, freeze_multi_modal_projector, freeze_language_model, lora_rank"""
-
-
-def pareto(reader: Reader, name: str) -> dict[str, Any]:
-    """The front of a study by speed and memory, and the other trials around it (of many, an even share)."""
-    found = study(reader, name)
-    values = (name,)
-    front = _ask(reader, f"SELECT {_POINT} FROM pareto_front WHERE study = ? ORDER BY peak_device_bytes", *values)  # noqa: S608
-    step = max(1, -(-int(found["trials"]) // CLOUD))
-    sql = f"SELECT {_POINT} FROM trial_list WHERE study = ? AND purpose = 'search' AND trial_number % {step} = 0"  # noqa: S608
-    others = _ask(reader, sql + " ORDER BY trial_number", *values)
-    fronted = {row["trial_number"] for row in front.as_dicts()}
-    return {
-        "study": name,
-        "evidence": "predicted" if found["device"] == "none" else "measured",
-        "memory_budget_bytes": found["memory_budget_bytes"],
-        "winner_trial_number": found["winner_trial_number"],
-        "front": front.as_dicts(),
-        "others": [row for row in others.as_dicts() if row["trial_number"] not in fronted],
-        "shown_every": step,
-    }
-
-
-def compromises(reader: Reader, name: str) -> dict[str, Any]:
-    """For each way in which trials change the training: the fastest that fits, and its speed over the winner's."""
-    found = study(reader, name)
-    predicted = found["device"] == "none"
-    speed = "predicted_samples_per_second" if predicted else "objective_value"
-    peak = "predicted_peak_bytes" if predicted else "peak_device_bytes"
-    fits = "outcome = 'PREDICTED'" if predicted else "outcome = 'COMPLETED' AND purpose = 'search' AND margin_bytes >= 0"
-    sql = f"""SELECT l.trial_number, max(l.{speed}) AS speed, l.{peak} AS peak_bytes, d.spec FROM trials l
-        JOIN studies s ON s.id = l.study_id JOIN trial_documents d ON d.trial_id = l.id
-        WHERE s.name = ? AND {fits} GROUP BY {_QUALITY}"""  # noqa: S608 - only constants
-    rows = _ask(reader, sql, name).as_dicts()
-    winner = found["winner_trial_number"]
-    against = winner if winner is not None else (found["best"] or {}).get("trial_number")
-    base = None
-    if against is not None:
-        sql = f"SELECT t.{speed} AS speed, d.spec FROM trials t JOIN studies s ON s.id = t.study_id JOIN trial_documents d"  # noqa: S608
-        base = _ask(reader, sql + " ON d.trial_id = t.id WHERE s.name = ? AND t.trial_number = ?", name, against).as_dicts()[0]
-    listed = []
-    wanted = TrialSpec.model_validate_json(base["spec"]) if base else None
-    for row in rows:
-        changes = training_changes(TrialSpec.model_validate_json(row["spec"]), wanted) if wanted else []
-        if changes and base:
-            listed.append(
-                {
-                    "changes": changes,
-                    "trial_number": row["trial_number"],
-                    "speedup": row["speed"] / base["speed"],
-                    "peak_bytes": row["peak_bytes"],
-                    "evidence": "predicted" if predicted else "measured",
-                }
-            )
-    best: dict[tuple[str, ...], dict[str, Any]] = {}
-    for one in sorted(listed, key=lambda each: -each["speedup"]):
-        best.setdefault(tuple(one["changes"]), one)
-    return {"study": name, "against_trial_number": against, "compromises": list(best.values())}
 
 
 def _ask(reader: Reader, sql: str, *values: object) -> Rows:

@@ -45,7 +45,7 @@ class Submission(_Body):
     trials: int = Field(default=24, ge=1, le=100_000)
     time_limit: str | None = Field(default=None, max_length=40)
     trial_timeout: str = Field(default="30m", max_length=40)
-    sampler: SAMPLERS = "tpe"
+    sampler: SAMPLERS = "guided"
     seed: int = Field(default=0, ge=0, le=MAX_INT)
     from_file: Text | None = None
     """Your LLaMA-Factory YAML, in a folder that the service may use."""
@@ -76,7 +76,7 @@ class JobView(BaseModel):
 
 
 class Best(BaseModel):
-    """The fastest trial that fits, so far."""
+    """The winner; as long as there is none, the fastest trial that fits so far."""
 
     trial_number: int
     samples_per_second: float
@@ -138,29 +138,40 @@ class Trial(BaseModel):
 
 
 class Front(BaseModel):
-    """Speed against memory."""
+    """Speed, memory and quality against each other."""
 
     study: str
     evidence: Literal["measured", "predicted"]
+    rate: str | None = Field(description="What the study maximises, and the front's speed is: `objective_value` of its rows.")
     memory_budget_bytes: int | None
     winner_trial_number: int | None
-    front: list[dict[str, Any]]
+    front: list[dict[str, Any]] = Field(
+        description="Fastest first: nothing known is at least as fast, as small and trains as much. `gives_up`: where a"
+        " training falls short of what was asked for."
+    )
     others: list[dict[str, Any]]
     shown_every: int = Field(description="Of the other trials every n-th is here.")
 
 
 class Compromise(BaseModel):
-    """One way of changing the training, and what it buys."""
+    """One change, the fastest configuration known under it, and what it buys against the winner."""
 
+    kind: Literal["training", "running"] = Field(description="Another training, or the same run in another way.")
     changes: list[str]
+    along: list[str] = Field(description="What else its configuration does otherwise, the same training granted.")
     trial_number: int
-    speedup: float
-    peak_bytes: int
+    fits: bool
+    outcome: str = Field(description="`fits`, or why it does not.")
+    speedup: float | None = Field(description="Its speed over the winner's, both of its evidence; null: it does not fit.")
+    samples_per_second: float | None
+    peak_bytes: int | None
+    more_bytes: int | None = Field(description="Its peak less the winner's; negative is saved.")
+    truncated_share: float | None = Field(description="Samples that lose tokens; null: the data have no profile.")
     evidence: Literal["measured", "predicted"]
 
 
 class Compromises(BaseModel):
-    """Fastest first."""
+    """Other trainings first, each part fastest first, then what does not fit."""
 
     study: str
     against_trial_number: int | None

@@ -35,5 +35,7 @@ class Settings(Frozen):
     """Longest that SQL of a request may take."""
     max_streams: PositiveInt = 2000
     """Live event streams at a time."""
+    max_requests: PositiveInt = 4000
+    """Requests at a time, streams included; each has an open file."""
     max_predictions: PositiveInt = 2
     """Predictions at a time; a new variant is traced in a process of the training environment."""

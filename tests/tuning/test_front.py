@@ -54,7 +54,7 @@ def test_the_front_is_what_nothing_dominates(legal: LegalSpace) -> None:
 
     fitting = [one for one in known if one.fits]
     expected = {one.trial_number for one in fitting if not any(worse(one, other) for other in fitting)}
-    found = pareto_front(known, legal)
+    found = pareto_front(known, legal.floor)
     assert {one.trial_number for one in found} == expected
     assert [one.rate for one in found] == sorted((one.rate for one in found), reverse=True)  # type: ignore[type-var]
     by_two = {o.trial_number for o in fitting if not any(p.rate >= o.rate and p.peak_device_bytes <= o.peak_device_bytes
@@ -86,7 +86,7 @@ def table(study: StudyRecord, legal: LegalSpace) -> list[Compromise]:
         knobs(winner, method="lora", micro_batch_size=1): prediction(30.0, 31.0, samples_per_second=12.0),
         winner: prediction(50.0, 52.0, samples_per_second=8.0),
     }
-    return compromise_table(study, legal, trials, trials[1], forecasts)
+    return compromise_table(study, trials, trials[1], forecasts)
 
 
 def row(table: list[Compromise], *changes: str) -> Compromise:

@@ -68,7 +68,7 @@ def test_one_trial_best_front_and_compromises(client: TestClient) -> None:
     assert trial["logs"] == {"stdout.log": None, "stderr.log": None}
     assert client.get("/api/studies/first/best").json()["trial_number"] == 1
     front = client.get("/api/studies/first/pareto").json()
-    assert [row["trial_number"] for row in front["front"]] == [4, 3, 1]
+    assert [row["trial_number"] for row in front["front"]] == [1, 3, 4]
     assert {row["trial_number"] for row in front["others"]} == {0, 2}
     found = client.get("/api/studies/first/compromises").json()
     assert (found["against_trial_number"], found["compromises"]) == (1, [])
@@ -83,6 +83,7 @@ def test_what_changes_buy_is_grouped_by_the_change(client: TestClient, database:
             store.start_trial(trial_record(number, spec=spec))
             store.finish_trial("first", number, NOON, completed(speed, 30))
     (row,) = client.get("/api/studies/first/compromises").json()["compromises"]
+    assert row["kind"] == "training" and row["along"] == ["micro-batch 8"]
     assert row["changes"] == ["cutoff_len 1024 instead of 2048"]
     assert (row["trial_number"], row["speedup"], row["evidence"]) == (7, 2.0, "measured")
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 from served_database import fill
+from test_tradeoffs import store_study
 
 from autofit.config.model import ModelRef, resolve_model
 
@@ -39,6 +40,7 @@ WIDE, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 PAGES = {
     "studies": "/",
     "study": "/studies/first",
+    "many": "/studies/many",
     "running": "/studies/second",
     "trial": "/studies/first/trials/1",
     "trial-oom": "/studies/first/trials/2",
@@ -76,6 +78,7 @@ class Served:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     fill(folder / "autofit.db")
+    store_study(folder / "autofit.db", 1, "samples_per_second", "cuda")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,20 +1,26 @@
 """Who may do what: tokens, roles, hosts, origins, sizes, headers. Every route is in the matrix, also those that come later."""
 
+import asyncio
 import re
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from starlette.responses import Response
 from typer.testing import CliRunner
 
 from autofit.cli.app import build, main
 from autofit.errors import UsageError
 from autofit.web import tokens
 from autofit.web.app import create_app
-from autofit.web.gate import role_for
+from autofit.web.gate import Gate, role_for
 from autofit.web.settings import Settings
 from autofit.web.tokens import Keeper
 
@@ -187,3 +193,35 @@ def test_a_service_is_not_made_over_another_programs_file(tmp_path: Path) -> Non
     file.write_text("no database")
     with pytest.raises(StoreError):
         create_app(Settings(database=file, runs=tmp_path))
+
+
+def test_beyond_so_many_requests_at_once_the_next_is_told_to_wait(tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        await Response("done")(scope, receive, send)
+
+    async def scene() -> list[httpx.Response]:
+        gate = Gate(slow, Settings(database=tmp_path / "a.db", runs=tmp_path, max_requests=2))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://localhost") as client:
+            waiting = [asyncio.create_task(client.get("/")) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            refused = await client.get("/")
+            go.set()
+            return [refused, *await asyncio.gather(*waiting), await client.get("/")]
+
+    refused, *answered = asyncio.run(scene())
+    assert refused.status_code == 503 and refused.json()["error"]["code"] == "unavailable"
+    assert refused.headers["retry-after"] == "1" and "content-security-policy" in refused.headers
+    assert [each.status_code for each in answered] == [200, 200, 200]
+
+
+@pytest.mark.parametrize(("soft", "hard", "found"), [(100, 300, 300), (200, 200, 200)])
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(soft: int, hard: int, found: int) -> None:
+    program = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
+        "from autofit.cli.serve import open_files; print(open_files(), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(found)] * 2

@@ -24,8 +24,7 @@ MAX_WAITING = 1000
 @router.get("", response_model=Studies)
 def list_studies(here: Here) -> Response:
     """Every study and every search that waits, newest first."""
-    with here.readers.open() as reader:
-        return answer({"studies": questions.studies(reader)})
+    return answer(b'{"studies":%b}' % here.answers.json(questions.studies))
 
 
 @router.post("", status_code=201, response_model=StudyView)
@@ -72,8 +71,6 @@ async def events(
     study: Study, here: Here, last_event_id: Annotated[str | None, Header(max_length=100)] = None
 ) -> StreamingResponse:
     """Live events: a `snapshot`, then each `trial`, `study`, `tick`, and `end` when nothing more can come."""
-    if here.feeds.listeners >= here.settings.max_streams:
-        raise Refused(429, f"{here.settings.max_streams} listeners are here already; the study's pages can be reloaded instead")
     feed = await here.feeds.join(study)
     return StreamingResponse(_stream(here, feed, last_event_id), media_type="text/event-stream")
 
@@ -93,5 +90,4 @@ def _wish(here: Context, study: str, wish: Wish) -> Response:
 
 
 def _view(here: Context, study: str, status: int = 200) -> Response:
-    with here.readers.open() as reader:
-        return answer(questions.study(reader, study), status)
+    return answer(here.answers.json(questions.study, study), status)

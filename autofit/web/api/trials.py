@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Response
 
 from autofit.launch.logs import last_lines
 from autofit.store.reader import Reader
-from autofit.web import questions
+from autofit.web import questions, tradeoffs
 from autofit.web.context import Here
 from autofit.web.problems import RESPONSES, Refused
 from autofit.web.questions import answer
@@ -64,15 +64,13 @@ def best(study: Study, here: Here) -> Response:
 @router.get("/studies/{study}/pareto", response_model=Front)
 def front(study: Study, here: Here) -> Response:
     """The trials than which none is both faster and smaller, and the others."""
-    with here.readers.open() as reader:
-        return answer(questions.pareto(reader, study))
+    return answer(here.answers.json(tradeoffs.pareto, study))
 
 
 @router.get("/studies/{study}/compromises", response_model=Compromises)
 def what_changes_buy(study: Study, here: Here) -> Response:
     """What each change of the training would buy."""
-    with here.readers.open() as reader:
-        return answer(questions.compromises(reader, study))
+    return answer(here.answers.json(tradeoffs.compromises, study))
 
 
 def whole(reader: Reader, study: str, trial_number: int) -> dict[str, Any]:

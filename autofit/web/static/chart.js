@@ -92,7 +92,7 @@ export const hush = (figure) => {
   if (tip) tip.hidden = true;
 };
 
-// Points: [{x, y, kind: front|other|over|failed, winner, href, label, lines}]; x in GiB.
+// Points: [{x, y, kind: front|trade|other|over|failed, winner, href, label, lines}]; x in GiB.
 export function scatter(figure, { points, front, budget, xName, yName, height = 340 }) {
   show(figure, (width) => {
     const box = frame(width, height);
@@ -125,9 +125,12 @@ export function scatter(figure, { points, front, budget, xName, yName, height = 
       if (point.kind === "failed") {
         const r = small ? 2.5 : 3.8;
         link.append(node("path", { class: "failed", d: `M${at.cx - r},${at.cy - r}l${2 * r},${2 * r}m0,${-2 * r}l${-2 * r},${2 * r}` }));
+      } else if (point.kind === "trade") {
+        const r = 6.2;
+        link.append(node("path", { class: "trade", d: `M${at.cx},${at.cy - r}l${r},${r}l${-r},${r}l${-r},${-r}Z` }));
       } else link.append(node("circle", { ...at, class: point.kind, r: point.kind === "front" ? 5.5 : small ? 2.2 : 4.2 }));
       if (point.winner) link.append(node("circle", { ...at, class: "ring", r: 9.5 }));
-      if (point.kind === "front" || !small) link.append(node("circle", { ...at, class: "ring-focus", r: 11 }), node("circle", { ...at, class: "hit", r: 12 }));
+      if (point.kind === "front" || point.kind === "trade" || !small) link.append(node("circle", { ...at, class: "ring-focus", r: 11 }), node("circle", { ...at, class: "hit", r: 12 }));
       else link.setAttribute("tabindex", "-1"); // thousands of stops help nobody: the table has them all
       const enter = () => tell(figure, at.cx, at.cy, point.lines);
       link.addEventListener("pointerenter", enter);

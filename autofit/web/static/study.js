@@ -14,44 +14,42 @@ let front = { front: [], others: [] };
 let samples = { trial: null, points: [], from: 0, base: null };
 
 const predicted = () => now?.device === "none";
+const objective = page.dataset.objective.replace(/^(epoch_seconds|cost_per_epoch)$/, "samples_per_second");
+const unit = { samples_per_second: "samples/s", tokens_per_second: "tokens/s", effective_tokens_per_second: "effective tokens/s" }[objective];
 const speedOf = (row) => row.samples_per_second ?? row.predicted_samples_per_second ?? null;
+// what the study maximises; predictions are made for full samples
+const rateOf = (row) => row.objective_value ?? (row.predicted_samples_per_second === null ? null : row.predicted_samples_per_second * (objective === "samples_per_second" ? 1 : row.cutoff_len));
 const peakOf = (row) => row.peak_device_bytes ?? row.predicted_peak_bytes ?? null;
 
 const failed = (row) => !["COMPLETED", "PREDICTED", "SKIPPED", "GROWTH", "THRASH"].includes(row.outcome);
+const fits = (row) => row.outcome === "PREDICTED" || (row.outcome === "COMPLETED" && row.margin_bytes >= 0);
 
-function about(row) {
+function about(row, more = []) {
   if (failed(row)) return [`trial ${row.trial_number}: ${outcome(row)}`, row.phase ? `in ${row.phase.replace("_", " ")}` : "", knobs(row)].filter(Boolean);
   const kind = row.samples_per_second || row.peak_device_bytes ? "" : ", predicted";
-  return [`trial ${row.trial_number}: ${outcome(row)}`, `${figure(speedOf(row))} samples/s${kind}`, `${size(peakOf(row))} at the peak`, knobs(row)];
+  return [`trial ${row.trial_number}: ${outcome(row)}`, `${figure(rateOf(row))} ${unit}${kind}`, `${size(peakOf(row))} at the peak`, knobs(row), ...more];
 }
 
 function drawFront() {
   const budget = front.memory_budget_bytes;
-  const fronted = new Set(front.front.map((row) => row.trial_number));
+  const fronted = new Map(front.front.map((row) => [row.trial_number, row.gives_up]));
   const rows = new Map([...front.others, ...front.front].map((row) => [row.trial_number, row]));
   for (const row of trials.values()) if (row.purpose === "search" && row.outcome) rows.set(row.trial_number, row);
-  let best = [...fronted].map((number) => rows.get(number));
-  if (predicted()) {
-    // nothing was run, so the database has no front: that of what is predicted to fit
-    best = [];
-    const fitting = [...rows.values()].filter((row) => row.outcome === "PREDICTED").sort((a, b) => peakOf(a) - peakOf(b));
-    for (const row of fitting) if (!best.length || speedOf(row) > speedOf(best.at(-1))) best.push(row);
-    best.forEach((row) => fronted.add(row.trial_number));
-  }
   const points = [];
   for (const row of rows.values()) {
     if (!row.outcome) continue; // it runs
     // one that failed was at the budget's edge at least, unless its peak is known
     const peak = failed(row) ? row.peak_device_bytes ?? budget : peakOf(row);
-    if (peak === null || (!failed(row) && speedOf(row) === null)) continue;
-    const kind = fronted.has(row.trial_number) ? "front" : failed(row) ? "failed" : peak > budget || row.outcome === "SKIPPED" ? "over" : "other";
-    const lines = about(row);
-    points.push({ x: gib(peak), y: failed(row) ? 0 : speedOf(row), kind, winner: row.trial_number === now?.winner_trial_number, href: trialHref(row.trial_number), label: lines.join(", "), lines });
+    if (peak === null || (!failed(row) && rateOf(row) === null)) continue;
+    const givesUp = fronted.get(row.trial_number);
+    const kind = givesUp ? (givesUp.length ? "trade" : "front") : failed(row) ? "failed" : fits(row) ? "other" : "over";
+    const lines = about(row, givesUp);
+    points.push({ x: gib(peak), y: failed(row) ? 0 : rateOf(row), kind, winner: row.trial_number === now?.winner_trial_number, href: trialHref(row.trial_number), label: lines.join(", "), lines });
   }
-  const rank = { failed: 0, over: 0, other: 1, front: 2 };
+  const rank = { failed: 0, over: 0, other: 1, trade: 2, front: 3 };
   points.sort((a, b) => rank[a.kind] - rank[b.kind] || a.x - b.x);
-  const line = best.map((row) => ({ x: gib(peakOf(row)), y: speedOf(row) })).sort((a, b) => a.x - b.x);
-  if (points.some((point) => point.y > 0)) scatter(at("pareto"), { points, front: line, budget: budget ? gib(budget) : null, xName: "peak memory", yName: "samples/s" });
+  const line = points.filter((point) => point.kind === "front").filter((point, place, all) => !place || point.y > Math.max(...all.slice(0, place).map((one) => one.y)));
+  if (points.some((point) => point.y > 0)) scatter(at("pareto"), { points, front: line, budget: budget ? gib(budget) : null, xName: "peak memory", yName: unit });
 }
 
 function drawProgress() {
@@ -59,9 +57,9 @@ function drawProgress() {
   const rows = [...trials.values()].filter((row) => row.purpose === "search" && row.outcome).sort((a, b) => a.trial_number - b.trial_number);
   const points = rows.map((row) => {
     const lines = about(row);
-    return { x: row.trial_number, y: row.samples_per_second, fits: row.outcome === "COMPLETED" && row.margin_bytes >= 0, href: trialHref(row.trial_number), label: lines.join(", "), lines };
+    return { x: row.trial_number, y: row.objective_value, fits: fits(row), href: trialHref(row.trial_number), label: lines.join(", "), lines };
   });
-  if (points.length) progress(at("progress"), { points, yName: "samples/s" });
+  if (points.length) progress(at("progress"), { points, yName: unit });
 }
 
 let due = null;
@@ -87,6 +85,7 @@ function tellStudy() {
   at("state").textContent = state();
   at("state").className = `pill ${state()}`;
   const best = now.best;
+  if (!predicted()) at("best-title").textContent = now.winner_trial_number === null ? "Best so far" : "Winner";
   if (best) {
     at("best-speed").textContent = figure(best.samples_per_second);
     const words = document.createElement("a");
