@@ -68,7 +68,9 @@ def exhaust(space: str, budget: str, db: str, runs: str) -> None:
     wanted = ["--space", str(SPACES / f"{space}.yaml"), "--gpu-mem", budget, "--device", "cpu", "--engine", "transformers"]
     wanted += ["--sampler", "grid", "--no-reuse", "--trials", "1000", "--study", space, "--runs", runs]
     resumed = ["--resume"] if status else []
-    subprocess.run([sys.executable, "-m", "autofit.cli", "--db", db, "search", *wanted, *resumed], check=True)
+    command = [sys.executable, "-m", "autofit.cli", "--db", db, "search", *wanted, *resumed]
+    if code := subprocess.run(command, check=False).returncode:
+        raise SystemExit(code)
 
 
 def table_of(study: StudyRecord, trials: Sequence[TrialRecord], survey: Survey) -> tuple[Header, list[Row]]:
