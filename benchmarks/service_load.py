@@ -1,6 +1,7 @@
 """The service under load: 200 readers of a study of 100,000 trials beside a bare FastAPI route, 1,000 listeners of a live one.
 
     python benchmarks/service_load.py [--trials 100000] [--readers 200] [--listeners 1000] [--seconds 12]
+        [--record benchmarks/results/service_load.json]
 
 Both apps run in a server process of their own on this machine, one after the other; figures are of this run. Exit 1 when a
 request failed or a listener lost an event.
@@ -9,6 +10,7 @@ request failed or a listener lost an event.
 import argparse
 import asyncio
 import json
+import os
 import platform
 import socket
 import statistics
@@ -169,9 +171,11 @@ def main() -> int:
     parser.add_argument("--readers", type=int, default=200)
     parser.add_argument("--listeners", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=12.0, help="how long each route is asked")
+    parser.add_argument("--record", type=Path, help="write the figures to this JSON file")
     asked = parser.parse_args()
     open_files()
     bad = 0
+    routes: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "autofit.db"
         fill(database, asked.trials)
@@ -185,6 +189,7 @@ def main() -> int:
                     bad += failed
                     cuts = statistics.quantiles(taken, n=20)
                     middle, high = 1000 * cuts[9], 1000 * cuts[18]
+                    routes[name] = {"answers": len(taken), "p50_ms": middle, "p95_ms": high, "failed": failed}
                     print(
                         f"{name:<12} {len(taken):>8} {len(taken) / asked.seconds:>9.0f} {middle:>8.1f} {high:>8.1f} {failed:>7}"
                     )
@@ -195,6 +200,11 @@ def main() -> int:
                 process.terminate()
                 process.wait()
         print(f"{asked.listeners} listeners of {EVENTS} finished trials: {lost} events lost, the latest {longest:.2f} s behind")
+    if asked.record:
+        machine = {"machine": platform.machine(), "cpu_count": os.cpu_count(), "python": platform.python_version()}
+        live = {"listeners": asked.listeners, "events": EVENTS, "lost": lost, "latest_seconds": longest}
+        document = {"at": datetime.now(UTC).date().isoformat(), **machine, "trials": asked.trials, "readers": asked.readers}
+        asked.record.write_text(json.dumps({**document, "routes": routes, "live": live}, indent=1) + "\n")
     return 1 if bad else 0
 
 
