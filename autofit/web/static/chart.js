@@ -147,11 +147,12 @@ export function scatter(figure, { points, front, budget, xName, yName, height = 
 export function progress(figure, { points, yName, height = 230 }) {
   show(figure, (width) => {
     const box = frame(width, height);
-    const last = Math.max(1, ...points.map((point) => point.x));
+    const first = points[0].x; // of a long study only the newest trials are here
+    const last = Math.max(first + 1, ...points.map((point) => point.x));
     const high = Math.max(0.001, ...points.map((point) => point.y ?? 0)) * 1.12;
-    const x = scale(0, last, box.left + 6, box.right - 6);
+    const x = scale(first, last, box.left + 6, box.right - 6);
     const y = scale(0, high, box.bottom, box.top);
-    axes(box, x, y, { xTicks: ticks(0, last, Math.min(last, width / 90)).filter(Number.isInteger), yTicks: ticks(0, high, 4), xName: "trial", yName });
+    axes(box, x, y, { xTicks: ticks(first, last, Math.min(last - first, width / 90)).filter(Number.isInteger), yTicks: ticks(0, high, 4), xName: "trial", yName });
     let best = null;
     let path = "";
     for (const point of points) {
