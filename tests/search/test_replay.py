@@ -18,8 +18,8 @@ from store_records import study_record
 from benchmarks.replay import distort
 from benchmarks.replay.course import TableExecutor, replay
 from benchmarks.replay.deepspeed_rules import deepspeed
-from benchmarks.replay.record import table_of
-from benchmarks.replay.run import summarise
+from benchmarks.replay.record import budget_for, table_of
+from benchmarks.replay.run import CONTESTANTS, HERE, summarise
 from benchmarks.replay.strategies import sampled
 from benchmarks.replay.table import Header, Row, Table, differing, load, save
 
@@ -121,3 +121,26 @@ def test_deepspeed_tunes_stage_and_micro_batch_alone(table: Table) -> None:
 def test_a_study_with_a_gap_is_no_table(table: Table) -> None:
     with pytest.raises(AutofitError, match="lacks 2 of 2 configurations"):
         table_of(study_record(), [], lambda points: {})
+
+
+def test_the_budget_of_a_replay_lies_between_two_peaks() -> None:
+    rows = [Row(knobs={}, outcome="COMPLETED", peak_bytes=peak, speed=1.0) for peak in (300, 100, 200, 400)]
+    rows += [Row(knobs={}, outcome="OOM") for _ in range(2)]
+    assert budget_for(rows, 0.5) == 350
+    assert budget_for(rows, 1 / 3) == 250
+    with pytest.raises(AutofitError, match="4 of 6 configurations have a peak"):
+        budget_for(rows, 2 / 3)
+
+
+RECORDED = sorted((HERE / "tables").glob("cpu_*.jsonl"))
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=[file.stem for file in RECORDED])
+def test_a_search_on_a_recorded_table_takes_a_handful_of_trials(file: Path) -> None:
+    found = load(file)
+    assert found.header.evidence == "measured" and len(found.rows) >= 150
+    assert any(row.outcome == "OOM" for row in found.rows.values()), "nothing really ran out of memory"
+    for seed in range(3):
+        course = replay(CONTESTANTS["guided"].make(found, seed), found, seed, 60)
+        assert (course.trials_to(0.98) or 60) <= 8
+        assert course.out_of_memory <= 1 and course.ended
