@@ -12,6 +12,7 @@ from fastapi import Response
 
 from autofit.errors import AutofitError
 from autofit.store.reader import Reader, Rows
+from autofit.web.best import best_of
 
 KEPT = 16
 
@@ -107,8 +108,8 @@ def studies(reader: Reader) -> list[dict[str, Any]]:
     for job in _ask(reader, _JOB + " ORDER BY id").as_dicts():
         name = job.pop("study")
         found.setdefault(name, _waiting(name, job))["job"] = job
-    for row in _ask(reader, _BEST).as_dicts():
-        found[row.pop("study")]["best"] = row
+    for name, figures in best_of(reader).items():
+        found[name]["best"] = figures
     newest = list(found.values())[::-1]  # the last of those that were made at once
     return sorted(newest, key=lambda study: str(study["created_at"]), reverse=True)
 
@@ -126,23 +127,11 @@ def study(reader: Reader, name: str) -> dict[str, Any]:
         if job is None:
             reader.trial_rows(name, limit=1)  # raises what names the nearest
         return {**_waiting(name, job or {}), "job": job}
-    best = [
-        {key: row[key] for key in row if key != "study"} for row in _ask(reader, _BEST + " WHERE s.name = ?", name).as_dicts()
-    ]
-    return {**_shaped(rows[0]), "job": job, "best": best[0] if best else None}
-
-
-# The winner, where one was measured; else the fastest that fits so far, whatever it trains.
-_BEST = """SELECT s.name AS study, t.trial_number, t.samples_per_second, t.tokens_per_second, t.step_time_seconds,
-        t.peak_device_bytes, t.margin_bytes
-    FROM studies s JOIN trials t ON t.id = coalesce(
-        (SELECT w.id FROM trials w
-            WHERE w.study_id = s.id AND w.trial_number = s.winner_trial_number AND w.samples_per_second IS NOT NULL),
-        (SELECT b.id FROM best_trials b WHERE b.study_id = s.id))"""
+    return {**_shaped(rows[0]), "job": job, "best": best_of(reader, name).get(name)}
 
 
 def trial_number_of(reader: Reader, name: str) -> int | None:
-    """The winner of a study, or else its best so far; of one that was only predicted, its predicted winner."""
+    """The winner of a study, or else its best so far; None: nothing that trains what was asked for is known to fit."""
     found = study(reader, name)
     if found["winner_trial_number"] is not None:
         return int(found["winner_trial_number"])

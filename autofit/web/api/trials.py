@@ -53,11 +53,11 @@ def one_trial(study: Study, trial_number: TrialNumber, here: Here) -> Response:
 
 @router.get("/studies/{study}/best", response_model=Trial)
 def best(study: Study, here: Here) -> Response:
-    """The winner, or as long as there is none the fastest trial that fits."""
+    """The winner, or as long as there is none the fastest trial that fits and trains what was asked for."""
     with here.readers.open() as reader:
         number = questions.trial_number_of(reader, study)
         if number is None:
-            raise Refused(404, f"study '{study}' has no trial that fits yet")
+            raise Refused(404, f"study '{study}' has no trial yet that fits and trains what was asked for")
         return answer(whole(reader, study, number))
 
 

@@ -156,7 +156,7 @@ export function progress(figure, { points, yName, height = 230 }) {
     let best = null;
     let path = "";
     for (const point of points) {
-      if (point.fits && (best === null || point.y > best)) {
+      if (point.kind === "front" && (best === null || point.y > best)) {
         path += best === null ? `M${x(point.x)},${y(point.y)}` : `H${x(point.x)}V${y(point.y)}`;
         best = point.y;
       }
@@ -166,7 +166,7 @@ export function progress(figure, { points, yName, height = 230 }) {
       const at = { cx: x(point.x), cy: y(point.y ?? 0) };
       const link = node("a", { href: point.href, "aria-label": point.label });
       if (point.y === null) link.append(node("path", { class: "failed", d: `M${at.cx - 3},${at.cy - 3}l6,6m0,-6l-6,6` }));
-      else link.append(node("circle", { ...at, class: point.fits ? "front" : "over", r: points.length > 300 ? 1.8 : 3.6 }));
+      else link.append(node("circle", { ...at, class: point.kind, r: points.length > 300 ? 1.8 : 3.6 }));
       if (points.length <= 300) link.append(node("circle", { ...at, class: "ring-focus", r: 8 }), node("circle", { ...at, class: "hit", r: 9 }));
       else link.setAttribute("tabindex", "-1");
       link.addEventListener("pointerenter", () => tell(figure, at.cx, at.cy, point.lines));

@@ -52,12 +52,17 @@ function drawFront() {
   if (points.some((point) => point.y > 0)) scatter(at("pareto"), { points, front: line, budget: budget ? gib(budget) : null, xName: "peak memory", yName: unit });
 }
 
+// what a trial trains, as far as its row tells
+const training = (row) => [row.method, row.lora_rank, row.cutoff_len, row.freeze_vision_tower, row.freeze_multi_modal_projector, row.freeze_language_model].join();
+
 function drawProgress() {
   if (!at("progress")) return;
+  const asked = new Set(front.front.filter((row) => !row.gives_up.length).map(training));
   const rows = [...trials.values()].filter((row) => row.purpose === "search" && row.outcome).sort((a, b) => a.trial_number - b.trial_number);
   const points = rows.map((row) => {
     const lines = about(row);
-    return { x: row.trial_number, y: row.objective_value, fits: fits(row), href: trialHref(row.trial_number), label: lines.join(", "), lines };
+    const kind = !fits(row) ? "over" : asked.has(training(row)) ? "front" : "trade";
+    return { x: row.trial_number, y: row.objective_value, kind, href: trialHref(row.trial_number), label: lines.join(", "), lines };
   });
   if (points.length) progress(at("progress"), { points, yName: unit });
 }
