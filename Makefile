@@ -67,7 +67,7 @@ bench: setup
 	$(BIN)/python benchmarks/service_load.py
 	$(MAKE) replay
 
-# search strategies on recorded tables, 100 searches each: takes a good hour on two cores, most of it the rivals'
+# search strategies on recorded tables, 100 searches each: half an hour on two cores, most of it the rivals'
 replay: setup
 	$(BIN)/python -m benchmarks.replay.run
 
