@@ -58,6 +58,8 @@ const training = (row) => [row.method, row.lora_rank, row.cutoff_len, row.freeze
 function drawProgress() {
   if (!at("progress")) return;
   const asked = new Set(front.front.filter((row) => !row.gives_up.length).map(training));
+  const best = trials.get(now?.winner_trial_number ?? now?.best?.trial_number); // nothing better may stand for it on the front
+  if (best) asked.add(training(best));
   const rows = [...trials.values()].filter((row) => row.purpose === "search" && row.outcome).sort((a, b) => a.trial_number - b.trial_number);
   const points = rows.map((row) => {
     const lines = about(row);
