@@ -207,7 +207,7 @@ def test_beyond_so_many_requests_at_once_the_next_is_told_to_wait(tmp_path: Path
         async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://localhost") as client:
             waiting = [asyncio.create_task(client.get("/")) for _ in range(2)]
             await asyncio.sleep(0.05)
-            refused = await client.get("/")
+            refused = await asyncio.wait_for(client.get("/"), 10)
             go.set()
             return [refused, *await asyncio.gather(*waiting), await client.get("/")]
 

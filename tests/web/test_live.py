@@ -24,6 +24,8 @@ from autofit.web.live import Feeds
 from autofit.web.questions import Readers
 from autofit.web.settings import Settings
 
+pytestmark = pytest.mark.timeout(120)
+
 TRIALS = 60
 LISTENERS = 50
 
