@@ -38,6 +38,9 @@ class Prediction(Frozen):
     peak_device_bytes_low: int
     peak_device_bytes_high: int
     step_time_seconds: float
+    step_terms: dict[str, float] = {}
+    """What limits a step -> seconds of it: arithmetic, traffic (of memory), launches, communication, host; they add up to
+    `step_time_seconds`. Empty: made by an older version."""
     samples_per_second: float
     tokens_per_second: float
     fits: bool | None

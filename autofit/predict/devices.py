@@ -104,10 +104,11 @@ CPU = DeviceModel(
     memory_bytes=2**63 - 1,
     half_flops=20e9,
     bf16=True,
-    fp32_flops=60e9,
-    memory_bandwidth=12 * _GB,
-    link_bandwidth=2 * _GB,
-    source="assumed, from no maker: one thread of a server's core with AVX2; trials fit what it really reaches",
+    fp32_flops=100e9,
+    memory_bandwidth=5.5 * _GB,
+    link_bandwidth=0.25 * _GB,
+    source="from no maker: about what 395 trials of tiny models reached on an EPYC with AVX2 (benchmarks/replay/tables), one"
+    " thread a rank, gloo between two; a study's own trials fit what its machine reaches",
     kind="cpu",
 )
 """A rank of one thread, on which small models really train (`--device cpu`). It has no caching allocator and no context."""

@@ -34,7 +34,7 @@ from autofit.predict.epoch import Epoch
 from autofit.predict.images import image_patches
 from autofit.predict.lengths import BatchShape, replay_batches
 from autofit.predict.offload import UPDATE_BYTES, Offload
-from autofit.predict.roofline import Constants, Job, Timing, step_time
+from autofit.predict.roofline import Constants, Job, StepTime, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
 from autofit.predict.timeline import Timeline, phase_name, traced_timeline, zero_timeline
 from autofit.predict.variants import Progress, symbolic_trace, symbolic_traces, variant_key
@@ -93,7 +93,7 @@ class Predictor:
         held = device_peak(demand, sum(overhead.values()), budget, **corrections)
         terms = {**peak.terms, "fragmentation": held.raw_reserved - peak.peak_bytes, **overhead}
         terms["correction_from_trials"] = held.device[1] - sum(terms.values())
-        seconds, device, assumed = self._time(spec, model, gpu_mem_bytes)
+        step, device, assumed = self._time(spec, model, gpu_mem_bytes)
         intervals = {
             f"peak_{name}_bytes{suffix}": value
             for name, interval in (
@@ -105,9 +105,10 @@ class Predictor:
         }
         return Prediction(
             **intervals,
-            step_time_seconds=seconds,
-            samples_per_second=spec.global_batch_size / seconds,
-            tokens_per_second=spec.global_batch_size * spec.cutoff_len / seconds,
+            step_time_seconds=step.seconds,
+            step_terms={name: value for name, value in step.parts.items() if value},
+            samples_per_second=spec.global_batch_size / step.seconds,
+            tokens_per_second=spec.global_batch_size * spec.cutoff_len / step.seconds,
             fits=held.fits,
             alloc_retries=held.retries,
             terms={name: value for name, value in terms.items() if value},
@@ -270,7 +271,7 @@ class Predictor:
         both = Events(np.concatenate([first.ids, steady.ids]), np.concatenate([first.sizes, steady.sizes]))
         return replayed(both, expandable=spec.num_gpus > 1, allocated_bytes=peak.peak_bytes), [context]
 
-    def _time(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None) -> tuple[float, DeviceModel, list[str]]:
+    def _time(self, spec: TrialSpec, model: Model, gpu_mem_bytes: int | None) -> tuple[StepTime, DeviceModel, list[str]]:
         device, assumed = self.device, list(self.constants.assumptions)
         if device is None:
             device = for_memory(gpu_mem_bytes or 80 * 2**30)
@@ -278,7 +279,7 @@ class Predictor:
         micro, optimizer, job = self.timing(spec, model)
         if job.offload is not None:
             assumed += self.constants.offload_assumptions
-        return step_time(device, micro, optimizer, job, self.constants).seconds, device, assumed
+        return step_time(device, micro, optimizer, job, self.constants), device, assumed
 
     def timing(self, spec: TrialSpec, model: Model) -> Timing:
         """What a canonical spec's step is made of: what its time is predicted from, and the constants are fitted on.

@@ -20,6 +20,8 @@ from autofit.predict.devices import DeviceModel
 from autofit.predict.offload import Offload, host_traffic, link_bytes
 
 Float64 = npt.NDArray[np.float64]
+RATES = ("arithmetic", "traffic", "launches", "communication", "host")
+"""What limits a step: the FLOP rate, the memory's bandwidth, launches, the links between ranks, the host it is offloaded to."""
 _Fitted = Literal["flop_share", "bandwidth_share", "launch_seconds", "link_share", "host_link_share", "host_bandwidth"]
 
 
@@ -146,6 +148,8 @@ class StepTime:
     """Copies to and from the host, and the update there."""
     compute_bound_share: float
     """Share of the computation's time in operations that arithmetic limits."""
+    parts: dict[str, float]
+    """Seconds by the rate that limits them (`RATES`); they add up to `seconds`."""
     model_flops_utilisation: float | None
     """FLOPs a second over the device's dense half-precision peak; None in fp32."""
 
@@ -189,17 +193,20 @@ def step_time(
         constants: what the device reaches; None: the stated assumptions.
     """
     job, constants = job or Job(), constants or Constants()
-    each, arithmetic = _durations(device, micro_step, constants, fp32=job.fp32)
-    compute = job.micro_steps * float(each @ micro_step.count)
+    each, limits = _durations(device, micro_step, constants, fp32=job.fp32)
+    computing = job.micro_steps * _by_rate(each, limits, micro_step)
+    compute = float(computing.sum())
     update = optimizer
     if job.zero_stage:
         update = replace(optimizer, flops=optimizer.flops / job.ranks, bytes=optimizer.bytes / job.ranks)
     on_host = job.offload is not None and job.offload.optimizer
-    optimizer_seconds = 0.0 if on_host else float(_durations(device, update, constants, fp32=True)[0] @ update.count)
+    updating = np.zeros(3) if on_host else _by_rate(*_durations(device, update, constants, fp32=True), update)
+    optimizer_seconds = float(updating.sum())
     link = device.link_bandwidth * constants.link_share
     communication = collective_bytes(job) / link
     offload_seconds = _offload_seconds(device, job, constants)
-    seconds = compute + optimizer_seconds + communication * (1 - job.overlapped) + offload_seconds
+    parts = [*(computing + updating).tolist(), communication * (1 - job.overlapped), offload_seconds]
+    seconds = sum(parts)
     flops = job.micro_steps * micro_step.total_flops + update.total_flops
     return StepTime(
         seconds=seconds,
@@ -207,7 +214,8 @@ def step_time(
         communication_seconds=communication,
         optimizer_seconds=optimizer_seconds,
         offload_seconds=offload_seconds,
-        compute_bound_share=float((each * arithmetic) @ micro_step.count) * job.micro_steps / compute if compute else 0.0,
+        compute_bound_share=float(computing[0]) / compute if compute else 0.0,
+        parts=dict(zip(RATES, parts, strict=True)),
         model_flops_utilisation=None if job.fp32 or not seconds else flops / seconds / device.half_flops,
     )
 
@@ -280,14 +288,19 @@ def _offload_seconds(device: DeviceModel, job: Job, constants: Constants) -> flo
     return over_link + host_traffic(job.offload) / constants.host_bandwidth
 
 
+def _by_rate(each: Float64, limits: npt.NDArray[np.intp], operations: Operations) -> Float64:
+    """Seconds of all runs by what limits them, the first three of `RATES`."""
+    return np.asarray(np.bincount(limits, weights=each * operations.count, minlength=3), dtype=np.float64)
+
+
 def _durations(
     device: DeviceModel, operations: Operations, constants: Constants, *, fp32: bool
-) -> tuple[Float64, npt.NDArray[np.bool_]]:
-    """Seconds of one run of each operation, and whether its arithmetic decides them."""
+) -> tuple[Float64, npt.NDArray[np.intp]]:
+    """Seconds of one run of each operation, and which of `RATES` decides them."""
     peak = np.full(len(operations.flops), device.fp32_flops if fp32 else device.half_flops)
     if operations.matrix is not None:
         peak = np.where(operations.matrix, peak, device.fp32_flops)
     arithmetic = operations.flops / (peak * constants.flop_share)
     traffic = operations.bytes / (device.memory_bandwidth * constants.bandwidth_share)
-    each = np.maximum(np.maximum(arithmetic, traffic), constants.launch_seconds)
-    return each, arithmetic >= np.maximum(traffic, constants.launch_seconds)
+    either = np.stack([arithmetic, traffic, np.full_like(traffic, constants.launch_seconds)])
+    return either.max(axis=0), either.argmax(axis=0)

@@ -8,11 +8,11 @@ from statistics import median
 from autofit.config.objective import rate_of_prediction
 from autofit.config.prediction import Prediction
 from autofit.config.trial import TrialSpec
-from autofit.search.models import Observation, Scales
+from autofit.search.models import Observation, Parts, Scales
 
 PREDICTED_MEMORY = Scales(common=0.12, knob=0.035, joint=0.03, own=0.015, noise=0.005)
 """A prediction may be off by a common 30 % (2.5 deviations) and still be mended by the first trial."""
-PREDICTED_SPEED = Scales(common=0.3, knob=0.1, joint=0.05, own=0.03, noise=0.015)
+PREDICTED_SPEED = Scales(common=0.15, knob=0.06, joint=0.05, own=0.03, noise=0.015, part=0.5)
 GUESSED_MEMORY = Scales(common=0.7, knob=0.25, joint=0.1, own=0.05, noise=0.005)
 GUESSED_SPEED = Scales(common=2.0, knob=0.3, joint=0.15, own=0.05, noise=0.015)
 GUESSED_SHARE = 0.5
@@ -49,6 +49,10 @@ class Expectation:
         self.predicted = bool(forecasts)
         self.memory = PREDICTED_MEMORY if forecasts else GUESSED_MEMORY
         self.speed = PREDICTED_SPEED if forecasts else GUESSED_SPEED
+        self._parts = sorted({name for one in forecasts.values() for name in one.step_terms})
+        known = [_shares(one, self._parts) for one in forecasts.values() if one.step_terms]
+        self._typical = tuple(map(median, zip(*known, strict=True))) or (1.0,)
+        """Without any terms, the whole step is one part."""
         self._anchor = (math.log(GUESSED_SHARE * budget_bytes), 0.0)
         if forecasts:  # a point that cannot be predicted is guessed from those that can
             gaps = [
@@ -78,10 +82,24 @@ class Expectation:
     def speed_of(self, earlier: Sequence[Earlier]) -> list[Observation]:
         """How earlier trials' speeds compare with what was expected of them."""
         return [
-            Observation(one.spec, math.log(one.speed) - self._before(one)[1], study=one.study)
+            Observation(
+                one.spec,
+                math.log(one.speed) - self._before(one)[1],
+                study=one.study,
+                parts=self._parts_of(one.prediction or self._forecasts.get(one.spec)),
+            )
             for one in earlier
             if one.speed and self._comparable(one)
         ]
+
+    def step_parts(self, spec: TrialSpec) -> Parts:
+        """Shares of the expected step by what limits it; those of a typical one where it is not predicted."""
+        return self._parts_of(self._forecasts.get(spec))
+
+    def _parts_of(self, prediction: Prediction | None) -> Parts:
+        if prediction is None or not prediction.step_terms or not self._parts:
+            return self._typical
+        return _shares(prediction, self._parts)
 
     def _comparable(self, one: Earlier) -> bool:
         """A prediction's residual says nothing of a rule of thumb, nor the other way round."""
@@ -100,6 +118,11 @@ class Expectation:
         peak = prediction.uncorrected_bytes.get("device", prediction.peak_device_bytes)
         speed = rate_of_prediction(prediction, self._objective)
         return math.log(peak), math.log(speed)
+
+
+def _shares(prediction: Prediction, names: Sequence[str]) -> Parts:
+    whole = sum(prediction.step_terms.values())
+    return tuple(prediction.step_terms.get(name, 0.0) / whole for name in names)
 
 
 def _rule(spec: TrialSpec, reference: TrialSpec) -> tuple[float, float]:

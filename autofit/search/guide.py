@@ -16,7 +16,7 @@ from autofit.config.prediction import Prediction
 from autofit.config.space import LegalSpace
 from autofit.config.trial import TrialSpec
 from autofit.search.expectation import Earlier, Expectation
-from autofit.search.models import Floats, Observation, above, expected_excess, learn
+from autofit.search.models import Candidate, Floats, Observation, above, expected_excess, learn
 from autofit.search.points import may_fit
 from autofit.units import format_bytes
 
@@ -165,8 +165,10 @@ class Guide:
     def _outlook(self, expected: Expectation, specs: Sequence[TrialSpec], seen: Sequence[Seen]) -> _Outlook:
         log_peak = np.array([expected.log_peak(spec) for spec in specs])
         log_speed = np.array([expected.log_speed(spec) for spec in specs])
-        memory = learn([*expected.memory_of(self.earlier), *_peaks(seen, expected)], specs, expected.memory)
-        speed = learn([*expected.speed_of(self.earlier), *_speeds(seen, expected)], specs, expected.speed)
+        whole = [Candidate(spec) for spec in specs]
+        parted = [Candidate(spec, expected.step_parts(spec)) for spec in specs]
+        memory = learn([*expected.memory_of(self.earlier), *_peaks(seen, expected)], whole, expected.memory)
+        speed = learn([*expected.speed_of(self.earlier), *_speeds(seen, expected)], parted, expected.speed)
         peak = log_peak + memory.mean
         fits = 1 - above(math.log(self.budget_bytes), peak, memory.deviation)
         return _Outlook(specs, fits, peak, log_speed + speed.mean, speed.deviation, memory.deviation)
@@ -217,9 +219,10 @@ class Guide:
     def _compromise(
         self, expected: Expectation, others: Sequence[TrialSpec], seen: Sequence[Seen], best: Seen | None
     ) -> Choice | None:
-        """A trial that prices another training, single changes first, each kind once."""
-        priced = {_kind(one.spec, self.space) for one in seen if self.space.breaches(one.spec)}
-        kinds = [spec for spec in others if _kind(spec, self.space) not in priced]
+        """A trial that prices another training, single changes first, each kind once, and none made of measured ones."""
+        priced = {_kind(one.spec, self.space): one for one in seen if self.space.breaches(one.spec)}
+        measured = [set(kind) for kind, one in priced.items() if one.speed is not None]
+        kinds = [spec for spec in others if (kind := _kind(spec, self.space)) not in priced and not _made_of(kind, measured)]
         if not kinds or len(priced) >= self.compromises:
             return None
         outlook = self._outlook(expected, kinds, seen)
@@ -263,11 +266,21 @@ def _peaks(seen: Sequence[Seen], expected: Expectation) -> list[Observation]:
 
 
 def _speeds(seen: Sequence[Seen], expected: Expectation) -> list[Observation]:
-    return [Observation(one.spec, math.log(one.speed) - expected.log_speed(one.spec)) for one in seen if one.speed]
+    return [
+        Observation(one.spec, math.log(one.speed) - expected.log_speed(one.spec), parts=expected.step_parts(one.spec))
+        for one in seen
+        if one.speed
+    ]
 
 
 def _kind(spec: TrialSpec, space: LegalSpace) -> tuple[str, ...]:
     return tuple(training_changes(spec, space.reference))
+
+
+def _made_of(kind: Sequence[str], parts: Sequence[set[str]]) -> bool:
+    """Whether several of these parts make up a kind: its price is then near the product of theirs."""
+    within = [part for part in parts if part <= set(kind)]
+    return set(kind) == set().union(*within)
 
 
 def _rank(values: Floats) -> Floats:

@@ -2,9 +2,10 @@
 
 A process models the residual, log(measured / expected), so that a right expectation leaves nothing to learn and a wrong one is
 mended by the first trials. Its covariance is a common factor, plus one term a knob (how wrong each value of it makes the
-expectation), plus one for all of them together. An out-of-memory is a censored observation: the peak is only known to lie above
-a bound. It enters through expectation propagation (Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006,
-section 3.6), whose sites are exact for the measured ones.
+expectation), plus one for all of them together; and one for each part that the expectation is made of: where half of a step is
+communication, it is half as wrong as the links' assumed rate (to first order). An out-of-memory is a censored observation: the
+peak is only known to lie above a bound. It enters through expectation propagation (Rasmussen and Williams, "Gaussian
+Processes for Machine Learning", 2006, section 3.6), whose sites are exact for the measured ones.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from autofit.config.trial import TrialSpec
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
+Parts = tuple[float, ...]
 
 NUMBERS = ("micro_batch_size", "cutoff_len", "num_gpus")
 """Fields whose logarithm lies on a line."""
@@ -56,6 +58,8 @@ class Scales:
     """Of what is a configuration's own."""
     noise: float
     """From one run of a configuration to the next."""
+    part: float = 0.0
+    """Of each part's own factor."""
     study: float = 0.05
     """Of a factor that an earlier study's trials share among themselves: its day, its data."""
 
@@ -69,6 +73,17 @@ class Observation:
     censored: bool = False
     study: str = ""
     """The earlier study that it is from; empty: this one."""
+    parts: Parts = ()
+    """See `Candidate`."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that something is to be said of."""
+
+    spec: TrialSpec
+    parts: Parts = ()
+    """Shares of what was expected of it, by part; of equal length everywhere. Empty: nothing is known of parts."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +94,18 @@ class Belief:
     deviation: Floats
 
 
-def learn(observations: Sequence[Observation], candidates: Sequence[TrialSpec], scales: Scales) -> Belief:
+def learn(observations: Sequence[Observation], candidates: Sequence[Candidate], scales: Scales) -> Belief:
     """The belief about the log residuals of `candidates`, configurations of this study, repeatability included."""
-    space = _Space([*(one.spec for one in observations), *candidates])
+    space = _Space([*observations, *candidates], scales)
     size = len(observations)
     values = np.array([one.value for one in observations])
     censored = np.array([one.censored for one in observations], dtype=bool)
     studies = np.array([one.study for one in observations])
     days = scales.study**2 * ((studies[:, None] == studies) & (studies != "")) if size else np.zeros((0, 0))
     data = _Data(values, censored, days)
-    parts = [(weight, *_posterior(space, data, scales, widths)) for widths, weight in _weighed(space, data, scales)]
-    mean = sum((weight * mean for weight, mean, _ in parts), np.zeros(len(candidates)))
-    square = sum((weight * (variance + mean**2) for weight, mean, variance in parts), np.zeros(len(candidates)))
+    beliefs = [(weight, *_posterior(space, data, scales, widths)) for widths, weight in _weighed(space, data, scales)]
+    mean = sum((weight * mean for weight, mean, _ in beliefs), np.zeros(len(candidates)))
+    square = sum((weight * (variance + mean**2) for weight, mean, variance in beliefs), np.zeros(len(candidates)))
     return Belief(mean, np.sqrt(np.maximum(square - mean**2, scales.noise**2)))
 
 
@@ -107,29 +122,34 @@ def _posterior(space: "_Space", data: _Data, scales: Scales, widths: tuple[float
     size = len(data.values)
     seen = np.arange(size)
     knobs, own = widths
-    prior = space.covariance(seen, seen, scales, knobs) + data.days + (own * scales.own) ** 2 * np.eye(size)
+    prior = space.covariance(seen, seen, knobs) + data.days + (own * scales.own) ** 2 * np.eye(size)
     precision, shift = _sites(prior, data.values, data.censored, scales.noise)
     root = np.sqrt(precision)
     inverse = np.linalg.inv(np.eye(size) + root[:, None] * prior * root)
     weights = shift - root * (inverse @ (root * (prior @ shift)))
-    across = space.covariance(np.arange(size, space.size), seen, scales, knobs)
+    asked = np.arange(size, space.size)
+    across = space.covariance(asked, seen, knobs)
     scaled = across * root
-    alone = space.variance(scales, knobs) + (own * scales.own) ** 2 + scales.noise**2
+    alone = space.variance(asked, knobs) + (own * scales.own) ** 2 + scales.noise**2
     return across @ weights, alone - np.einsum("ij,jk,ik->i", scaled, inverse, scaled)
 
 
 class _Space:
-    """Similarities of specs, knob by knob; knobs that none of them varies say nothing and are left out."""
+    """Similarities of specs, knob by knob and part by part; knobs that none of them varies say nothing and are left out."""
 
-    def __init__(self, specs: Sequence[TrialSpec]) -> None:
-        self.size = len(specs)
-        columns = {name: np.array([getattr(spec, name) for spec in specs]) for name in (*NUMBERS, *NAMES)}
-        varying = {name: column for name, column in columns.items() if len(specs) and (column != column[0]).any()}
+    def __init__(self, members: Sequence[Observation | Candidate], scales: Scales) -> None:
+        self.size = len(members)
+        self._scales = scales
+        columns = {name: np.array([getattr(one.spec, name) for one in members]) for name in (*NUMBERS, *NAMES)}
+        varying = {name: column for name, column in columns.items() if len(members) and (column != column[0]).any()}
         self._numbers = [np.log2(column) for name, column in varying.items() if name in NUMBERS]
         self._names = [column for name, column in varying.items() if name in NAMES]
+        parts = len(members[0].parts) if members else 0
+        self._parts = np.array([one.parts for one in members], dtype=float).reshape(self.size, parts)
 
-    def covariance(self, left: Indices, right: Indices, scales: Scales, width: float) -> Floats:
-        """Prior covariance of the residuals of two lists of specs."""
+    def covariance(self, left: Indices, right: Indices, width: float) -> Floats:
+        """Prior covariance of the residuals of two lists of members."""
+        scales = self._scales
         total = np.zeros((len(left), len(right)))
         closeness = np.ones_like(total)
         for number in self._numbers:
@@ -140,12 +160,15 @@ class _Space:
             equal = name[left, None] == name[right]
             total += equal
             closeness *= np.where(equal, 1.0, 0.5)
-        return width**2 * (scales.common**2 + scales.knob**2 * total + scales.joint**2 * closeness)
+        parts = self._parts[left] @ self._parts[right].T
+        shared = scales.common**2 + scales.knob**2 * total + scales.joint**2 * closeness + scales.part**2 * parts
+        return np.asarray(width**2 * shared)
 
-    def variance(self, scales: Scales, width: float) -> float:
-        """Prior variance of any one of them."""
-        knobs = len(self._numbers) + len(self._names)
-        return width**2 * (scales.common**2 + knobs * scales.knob**2 + scales.joint**2)
+    def variance(self, which: Indices, width: float) -> Floats:
+        """Prior variance of each of some members."""
+        scales, knobs = self._scales, len(self._numbers) + len(self._names)
+        parts = (self._parts[which] ** 2).sum(axis=1)
+        return np.asarray(width**2 * (scales.common**2 + knobs * scales.knob**2 + scales.joint**2 + scales.part**2 * parts))
 
 
 def _weighed(space: _Space, data: _Data, scales: Scales) -> list[tuple[tuple[float, float], float]]:
@@ -158,12 +181,12 @@ def _weighed(space: _Space, data: _Data, scales: Scales) -> list[tuple[tuple[flo
         knobs, own = widths
         doubt = -0.5 * (math.log2(knobs) ** 2 + (math.log2(own) / OWN_SPREAD) ** 2)
         single = (own * scales.own) ** 2 + scales.noise**2
-        covariance = space.covariance(measured, measured, scales, knobs) + data.days[np.ix_(measured, measured)] + single * unit
-        across = space.covariance(bounded, measured, scales, knobs) + data.days[np.ix_(bounded, measured)]
+        covariance = space.covariance(measured, measured, knobs) + data.days[np.ix_(measured, measured)] + single * unit
+        across = space.covariance(bounded, measured, knobs) + data.days[np.ix_(bounded, measured)]
         _, determinant = np.linalg.slogdet(covariance)
         weights = np.linalg.solve(covariance, np.column_stack([values, across.T]))
         likelihood = -0.5 * float(values @ weights[:, 0] + determinant)
-        variance = space.variance(scales, knobs) + single - np.einsum("ij,ji->i", across, weights[:, 1:])
+        variance = space.variance(bounded, knobs) + single - np.einsum("ij,ji->i", across, weights[:, 1:])
         exceeded = above(bounds, across @ weights[:, 0], np.sqrt(variance))
         return doubt + likelihood + float(np.log(np.maximum(exceeded, 1e-12)).sum())
 

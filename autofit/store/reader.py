@@ -88,16 +88,22 @@ class Reader:
         self.close()
 
     def studies(self) -> Rows:
-        """One row a study, oldest first: its columns, how many trials it has of each kind, and its fastest that fits."""
+        """One row a study, oldest first: its columns, how many trials it has of each kind, and its best.
+
+        That is its winner; without one that was measured, the fastest that fits, whatever it trains.
+        """
         sql = """
             SELECT s.name AS study, s.status, s.model, s.device, s.engine, s.sampler, s.seed, s.gpu_mem_bytes,
                 s.memory_budget_bytes, s.created_at,
                 count(t.id) AS trials, coalesce(sum(t.outcome = 'COMPLETED'), 0) AS completed,
                 coalesce(sum(t.outcome IN ('OOM', 'HOST_OOM')), 0) AS out_of_memory,
                 coalesce(sum(t.state = 'RUNNING'), 0) AS running, s.winner_trial_number,
-                b.trial_number AS best_trial_number, b.samples_per_second AS best_samples_per_second, s.objective,
+                coalesce(w.trial_number, b.trial_number) AS best_trial_number,
+                coalesce(w.samples_per_second, b.samples_per_second) AS best_samples_per_second, s.objective,
                 s.python, s.executor, s.autofit_version
             FROM studies AS s LEFT JOIN trials AS t ON t.study_id = s.id LEFT JOIN best_trials AS b ON b.study_id = s.id
+                LEFT JOIN trials AS w
+                    ON w.study_id = s.id AND w.trial_number = s.winner_trial_number AND w.samples_per_second IS NOT NULL
             GROUP BY s.id ORDER BY s.id
         """
         return self._rows(sql, ())

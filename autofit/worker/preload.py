@@ -25,6 +25,7 @@ def preload(order: Order) -> None:
 
 def _import(order: Order) -> None:
     from autofit.worker.models import load_config, model_class
+    from autofit.worker.probe import versions
     from autofit.worker.startup import load_libraries
 
     importlib.import_module("transformers.trainer")
@@ -37,6 +38,7 @@ def _import(order: Order) -> None:
         importlib.import_module("llamafactory.train.tuner")
     model_class(load_config(order.model))
     load_libraries({"zero_stage": 3, "method": "lora"})
+    versions()
 
 
 @contextmanager

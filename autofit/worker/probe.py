@@ -3,13 +3,15 @@
 import json
 import platform
 import sys
+from functools import cache
 from importlib import metadata
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "deepspeed", "llamafactory")
 
 
+@cache
 def versions() -> dict[str, str]:
-    """Python and the installed ones of PACKAGES -> version; what is not installed is absent."""
+    """Python and the installed ones of PACKAGES -> version; what is not installed is absent. Only to be read."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

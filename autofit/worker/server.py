@@ -20,6 +20,7 @@ runs, as the process group N), then `{"exit": status}`; or `{"refused": why}`, a
 standard input or its driver, and takes a running trial with it.
 """
 
+import gc
 import json
 import os
 import select
@@ -80,6 +81,8 @@ def _take_stdout() -> int:
 
 def _answer(first: Order, replies: int, life: Life) -> int:
     """The loop, once everything is imported. `replies` is the descriptor for the answers."""
+    gc.collect()
+    gc.freeze()  # or each fork looks through what the imports made, and copies the pages that it touches for that
     requests = _Requests()
     pages = file_pages() if first.device == "cpu" else []
     at_start = _Resources.now()

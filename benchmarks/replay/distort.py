@@ -28,4 +28,4 @@ def scattered(table: Table, seed: int) -> Table:
 
 def _scaled(spec: TrialSpec, one: Prediction, memory: float, time: float) -> Prediction:
     kept = {"peak_bytes": one.peak_device_bytes * memory, "step_seconds": one.step_time_seconds * time}
-    return prediction(spec, kept)
+    return prediction(spec, kept, one.step_terms)

@@ -129,6 +129,7 @@ def _row(trial: TrialRecord, study: StudyRecord, base: TrialSpec, known: Predict
         "outcome": result.outcome,
         "wall_seconds": round(wall, 3),
         "prediction": shrink(known, study.space.objective) if known else None,
+        "step_terms": known.step_terms if known else {},
     }
     if trial.fits:
         return Row(**fields, peak_bytes=result.peak_device_bytes, speed=getattr(result, study.space.objective))

@@ -3,7 +3,8 @@
     .venv/bin/python -m benchmarks.replay.run [--seeds 100] [--strategies guided,tpe,...] [TABLE.jsonl ...]
 
 A seed is one course: it draws the noise between runs of a configuration, the distortion of the predictor, and what a strategy
-draws itself. Strategies that do not stop by themselves run until they reach 98 % of the exhaustive best, or `LIMIT` trials.
+draws itself. Strategies that do not stop by themselves run until they reach 98 % of the exhaustive best, or `LIMIT` trials. With
+`--strategies`, what the files say of the others stays: only `guided` depends on predictions and on autofit's own models.
 """
 
 import argparse
@@ -73,13 +74,17 @@ def main() -> None:
         parser.error(f"no such strategy or no table; strategies: {'; '.join(CONTESTANTS)}")
     jobs = [(path, name, options.seeds) for path in options.tables for name in names]
     found: dict[str, dict[str, Any]] = {}
+    if options.strategies and options.output.exists():
+        found = json.loads(options.output.read_text(encoding="utf-8"))["results"]
     with ProcessPoolExecutor(options.processes) as pool:
         for (path, name, _), figures in zip(jobs, pool.map(_compete, *zip(*jobs, strict=True)), strict=True):
             found.setdefault(path.stem, {})[name] = figures
             print(path.stem, name, {key: figures[key] for key in ("median", "p95", "oom_share", "trials")}, flush=True)
     document = {"machine": platform.machine(), "python": platform.python_version(), "limit": LIMIT}
     document["tables"] = {path.stem: _describe(load(path)) for path in options.tables}
-    document["results"] = found
+    document["results"] = {
+        path.stem: {name: found[path.stem][name] for name in CONTESTANTS if name in found[path.stem]} for path in options.tables
+    }
     options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     options.output.with_suffix(".md").write_text(as_markdown(document), encoding="utf-8")
 

@@ -111,6 +111,7 @@ def _row(plan: Plan, spec: TrialSpec, answer: Prediction | str, card: int) -> Ro
         speed=kept["speed"] * factor,
         wall_seconds=STARTUP_SECONDS + steps * kept["step_seconds"] / factor,
         prediction=kept,
+        step_terms=answer.step_terms,
     )
 
 

@@ -54,6 +54,8 @@ class Row(Frozen):
     speed: float | None = None
     wall_seconds: float | None = None
     prediction: dict[str, float] | None = None
+    step_terms: dict[str, float] = {}
+    """Of the prediction: seconds of a step by what limits them."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def load(path: Path, budget_bytes: int | None = None) -> Table:
     if lacking:
         first_knobs = differing(lacking[0], header.base)
         raise ValueError(f"{path}: {len(lacking)} of {len(legal.points)} configurations have no row, first {first_knobs}")
-    forecasts = {spec: prediction(spec, row.prediction) for spec, row in rows.items() if row.prediction}
+    forecasts = {spec: prediction(spec, row.prediction, row.step_terms) for spec, row in rows.items() if row.prediction}
     return Table(header, legal, rows, forecasts)
 
 
@@ -131,7 +133,7 @@ def shrink(prediction: Prediction, objective: str) -> dict[str, float]:
     }
 
 
-def prediction(spec: TrialSpec, kept: Mapping[str, float]) -> Prediction:
+def prediction(spec: TrialSpec, kept: Mapping[str, float], step_terms: Mapping[str, float]) -> Prediction:
     """A prediction that says what a table kept of it."""
     peak, seconds = int(kept["peak_bytes"]), kept["step_seconds"]
     peaks = {f"peak_{name}_bytes{end}": peak for name in ("allocated", "reserved", "device") for end in ("", "_low", "_high")}
@@ -140,6 +142,7 @@ def prediction(spec: TrialSpec, kept: Mapping[str, float]) -> Prediction:
         {
             **peaks,
             "step_time_seconds": seconds,
+            "step_terms": dict(step_terms),
             "samples_per_second": samples,
             "tokens_per_second": samples * spec.cutoff_len,
             "fits": None,

@@ -27,6 +27,8 @@ def test_each_operation_takes_its_longest_part():
     found = step_time(DEVICE, step, NOTHING, constants=EXACT)
     assert found.seconds == pytest.approx(3 * 0.01 + 2 * 0.001 + 5e-6)
     assert found.compute_bound_share == pytest.approx(0.03 / 0.032005)
+    assert sum(found.parts.values()) == pytest.approx(found.seconds)
+    assert found.parts["arithmetic"] == pytest.approx(0.03)
     assert found.model_flops_utilisation == pytest.approx((3e12 + 50) / found.seconds / 100e12)
 
 
@@ -63,6 +65,7 @@ def test_zero_divides_the_update_and_adds_communication():
     found = step_time(DEVICE, NOTHING, update, job, EXACT)
     assert found.optimizer_seconds == pytest.approx(0.002)
     assert found.communication_seconds == pytest.approx(0.75 * 3e9 / 50e9)
+    assert found.parts == pytest.approx({"arithmetic": 0, "traffic": 0.002, "launches": 0, "communication": 0.045, "host": 0})
     hidden = step_time(DEVICE, NOTHING, update, Job(**{**job.__dict__, "overlapped": 1.0}), EXACT)
     assert hidden.seconds == pytest.approx(found.seconds - found.communication_seconds)
 

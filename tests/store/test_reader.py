@@ -194,6 +194,14 @@ def test_studies_count_their_trials_and_name_their_best(reader: Reader) -> None:
     assert [empty[name] for name in wanted] == ["empty", 0, 0, 0, 0, None, None]
 
 
+def test_a_winner_is_the_best_whatever_is_faster(database: Path) -> None:
+    with Store.open(str(database)) as store:
+        store.set_study_status("first", "FINISHED", 2)
+    with Reader(database) as reader:
+        first = reader.studies().as_dicts()[0]
+    assert (first["best_trial_number"], first["best_samples_per_second"], first["trials"]) == (2, 2.0, 6)
+
+
 def test_readers_never_wait_for_the_writer_and_see_only_whole_trials(tmp_path: Path) -> None:
     """A writer finishes trials as fast as it can while a reader asks; every trial that is seen is whole."""
     file, stop, seen = tmp_path / "autofit.db", threading.Event(), []
