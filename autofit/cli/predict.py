@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Spec = Annotated[Path, typer.Option(help="One spec (YAML or JSON), or JSONL of many.")]
 Python = Annotated[str | None, typer.Option(help="Interpreter of your training environment; default: this one.")]
 Card = Annotated[str | None, typer.Option("--card", help="Device whose rates the time rests on, for example a100-80gb.")]
+_LIMITS = {"traffic": "memory traffic", "launches": "kernel launches", "host": "host (offloading)"}
+"""What limits a step, in words where the name says too little."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; `predict` prints one object a line.")]
 
 
@@ -132,6 +134,8 @@ def _show(found: "Explanation", budget: int) -> None:
     output.print_table(["term", "bytes", "share"], [[name, format_bytes(size), f"{size / share:.0%}"] for name, size in terms])
     sys.stdout.write("\n")
     phases = found.timeline.phases
+    parts = sorted(prediction.step_terms.items(), key=lambda item: -item[1])
+    limits = [f"{_LIMITS.get(name, name)} {seconds / prediction.step_time_seconds:.0%}" for name, seconds in parts]
     output.print_table(["phase", "allocated at most"], [[name, format_bytes(size)] for name, size in phases.items()])
     output.print_section(
         "predicted (nothing was run)",
@@ -142,6 +146,7 @@ def _show(found: "Explanation", budget: int) -> None:
             f" allocated {format_bytes(prediction.peak_allocated_bytes)}",
             f"step: {format_seconds(prediction.step_time_seconds)}, {prediction.samples_per_second:.3g} samples/s"
             f" on a {prediction.device_model}",
+            f"limited by: {', '.join(limits)}",
             f"precision: {prediction.precision_mode}",
         ],
     )

@@ -22,6 +22,8 @@ from autofit.predict.offload import Offload, host_traffic, link_bytes
 Float64 = npt.NDArray[np.float64]
 RATES = ("arithmetic", "traffic", "launches", "communication", "host")
 """What limits a step: the FLOP rate, the memory's bandwidth, launches, the links between ranks, the host it is offloaded to."""
+BACKWARD_SHARE = 2 / 3
+"""Of a forward and backward's time: a product has one gradient for its input and one for its weight."""
 _Fitted = Literal["flop_share", "bandwidth_share", "launch_seconds", "link_share", "host_link_share", "host_bandwidth"]
 
 
@@ -118,7 +120,8 @@ class Job:
     recomputes: bool = False
     """Gradient checkpointing: ZeRO-3 gathers the weights once more."""
     overlapped: float = 0.0
-    """Share of the communication that hides behind the computation (0: none, which is the safe assumption)."""
+    """Share of the communication that hides behind the computation (0: none, which is the safe assumption). DDP's hides behind
+    the last backward of a step whatever this is: its buckets are reduced as they fill (Li et al., VLDB 13(12), 2020)."""
     fp32: bool = False
     """The arithmetic runs in fp32 outside the tensor cores."""
     offload: Offload | None = None
@@ -142,6 +145,7 @@ class StepTime:
     seconds: float
     compute_seconds: float
     communication_seconds: float
+    """Of all collectives, what hides behind the computation included."""
     optimizer_seconds: float
     """Of the device; the update of an offloaded optimizer is in `offload_seconds`."""
     offload_seconds: float
@@ -204,8 +208,11 @@ def step_time(
     optimizer_seconds = float(updating.sum())
     link = device.link_bandwidth * constants.link_share
     communication = collective_bytes(job) / link
+    exposed = communication * (1 - job.overlapped)
+    if job.zero_stage == 0:
+        exposed = max(0.0, exposed - BACKWARD_SHARE * compute / job.micro_steps)
     offload_seconds = _offload_seconds(device, job, constants)
-    parts = [*(computing + updating).tolist(), communication * (1 - job.overlapped), offload_seconds]
+    parts = [*(computing + updating).tolist(), exposed, offload_seconds]
     seconds = sum(parts)
     flops = job.micro_steps * micro_step.total_flops + update.total_flops
     return StepTime(

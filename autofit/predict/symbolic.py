@@ -25,7 +25,7 @@ from autofit.predict.regime import Regime, moments_of
 from autofit.predict.roofline import Operations
 from autofit.predict.zero_moments import Moment, Parameter
 
-FORMAT = 5
+FORMAT = 6
 _CHUNK = 8192
 
 __all__ = ["FORMAT", "Peak", "Regime", "SymbolicTrace", "read_document"]

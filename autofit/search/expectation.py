@@ -12,7 +12,7 @@ from autofit.search.models import Observation, Parts, Scales
 
 PREDICTED_MEMORY = Scales(common=0.12, knob=0.035, joint=0.03, own=0.015, noise=0.005)
 """A prediction may be off by a common 30 % (2.5 deviations) and still be mended by the first trial."""
-PREDICTED_SPEED = Scales(common=0.15, knob=0.06, joint=0.05, own=0.03, noise=0.015, part=0.5)
+PREDICTED_SPEED = Scales(common=0.25, knob=0.06, joint=0.05, own=0.03, noise=0.015, part=0.3)
 GUESSED_MEMORY = Scales(common=0.7, knob=0.25, joint=0.1, own=0.05, noise=0.005)
 GUESSED_SPEED = Scales(common=2.0, knob=0.3, joint=0.15, own=0.05, noise=0.015)
 GUESSED_SHARE = 0.5

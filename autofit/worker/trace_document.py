@@ -18,7 +18,7 @@ from autofit.worker.trace_session import Session
 from autofit.worker.trace_tracer import CATEGORIES, PHASES, StorageTracer
 from autofit.worker.trace_written import Written, require_itself
 
-FORMAT = 5
+FORMAT = 6
 
 
 def document(model: dict[str, Any], trial: dict[str, Any], options: dict[str, Any], shapes: list[Shape]) -> dict[str, Any]:
@@ -147,8 +147,6 @@ def _parameters(session: Session, layout: Layout | None) -> list[dict[str, int |
     sizes = [named[at][1].numel() for at in source if "lora_" not in named[at][0]]
     if sizes != session.shallow.parameters:
         raise NotExpandable(f"{sum(sizes)} parameters, the model has {sum(session.shallow.parameters)}")
-    if not session.watches_modules:
-        return []
     modules = Row([session.tag_of(name) for name in owner_modules(session.model)], layout)
     own = np.asarray([int(parameter["module"]) for parameter in session.parameters])
     numbers = Names(modules, np.arange(modules.length)).deep(row, own)

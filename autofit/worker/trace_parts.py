@@ -107,15 +107,20 @@ def owner_modules(model: torch.nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
 
 
-def watch_modules(model: torch.nn.Module, tracer: StorageTracer) -> list[dict[str, int | bool]]:
-    """Tells the tracer when modules that own parameters run; returns the parameters with the modules' numbers."""
-    owners = [model.get_submodule(name) for name in owner_modules(model)]
-    number_of: dict[int, int] = {}
-    tied: set[int] = set()
-    for number, module in enumerate(owners):
+def watch_modules(model: torch.nn.Module, tracer: StorageTracer) -> None:
+    """Tells the tracer when modules that own parameters run."""
+    for number, name in enumerate(owner_modules(model)):
+        module = model.get_submodule(name)
         module.register_forward_pre_hook(lambda module, args, number=number: tracer.module_forward(number))
         module.register_forward_hook(lambda module, args, output, number=number: tracer.module_forward_end(number))
-        for parameter in module.parameters(recurse=False):
+
+
+def parameters_of(model: torch.nn.Module) -> list[dict[str, int | bool]]:
+    """The parameters with the numbers of the modules that own them (`owner_modules`)."""
+    number_of: dict[int, int] = {}
+    tied: set[int] = set()
+    for number, name in enumerate(owner_modules(model)):
+        for parameter in model.get_submodule(name).parameters(recurse=False):
             if number_of.setdefault(id(parameter), number) != number:
                 tied.add(id(parameter))
     return [

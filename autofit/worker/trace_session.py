@@ -26,7 +26,7 @@ from autofit.worker.trace_inputs import (
 from autofit.worker.trace_kernels import CUBLAS_WORKSPACE, NOT_MODELLED, device_kernels, flash_attention_interface, scratch_of
 from autofit.worker.trace_loop import Loop
 from autofit.worker.trace_optim import build_optimizer
-from autofit.worker.trace_parts import watch_blocks, watch_modules, watch_parts
+from autofit.worker.trace_parts import parameters_of, watch_blocks, watch_modules, watch_parts
 from autofit.worker.trace_tracer import StorageTracer
 
 MICRO_STEPS = 2
@@ -79,7 +79,7 @@ class Session:
         self._hooked = False
         self.lookahead = int(options.get("lookahead", 0))
         self.watches_modules = bool(options.get("moments", int(trial["zero_stage"]) > 0))
-        self.parameters: list[dict[str, int | bool]] = []
+        self.parameters = parameters_of(self.model)
         self.blocks: dict[str, int] = {}
         """Name of each block of a shallow model -> its tag; the tag after a stack's last is what follows its blocks."""
         if shallow is not None:
@@ -223,7 +223,7 @@ class Session:
         watch_parts(self.model, _Current(self))  # type: ignore[arg-type]
         watch_blocks(self.model, self.blocks, _Current(self))  # type: ignore[arg-type]
         if self.watches_modules:
-            self.parameters = watch_modules(self.model, _Current(self))  # type: ignore[arg-type]
+            watch_modules(self.model, _Current(self))  # type: ignore[arg-type]
         for index, parameter in enumerate(self.model.parameters()):
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda tensor, index=index: self._gradient(tensor, index))

@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.replay.run [--seeds 100] [--strategies guided,tpe,...] [TABLE.jsonl ...]
 
 A seed is one course: it draws the noise between runs of a configuration, the distortion of the predictor, and what a strategy
-draws itself. Strategies that do not stop by themselves run until they reach 98 % of the exhaustive best, or `LIMIT` trials. With
-`--strategies`, what the files say of the others stays: only `guided` depends on predictions and on autofit's own models.
+draws itself. Strategies that do not stop by themselves run until they reach 98 % of the exhaustive best, or `LIMIT` trials.
+With `--strategies`, what the files say of the others stays: only `guided` depends on predictions and on autofit's own models.
 """
 
 import argparse

@@ -57,6 +57,17 @@ def test_offloading_saves_memory_and_costs_time(predictor):
     assert not any("host" in line for line in plain.assumptions + plain.not_modelled)
 
 
+def test_ddp_holds_its_buckets_and_reduces_the_gradients(predictor):
+    """Plain data parallelism on several ranks is one rank's step, buckets as large as its gradients, and an all-reduce."""
+    alone, both = (ask(predictor, num_gpus=ranks, gradient_accumulation_steps=1) for ranks in (1, 2))
+    assert both.terms["ddp_buckets"] == alone.terms["master_weights"] > 0  # fp32 gradients of all that is trained
+    assert both.peak_allocated_bytes == alone.peak_allocated_bytes + both.terms["ddp_buckets"]
+    slow = replace(device_model("a100-80gb"), link_bandwidth=1e8)
+    assert "communication" not in ask(replace(predictor, device=slow)).step_terms
+    parts = ask(replace(predictor, device=slow), num_gpus=2).step_terms
+    assert parts["communication"] == pytest.approx(both.terms["ddp_buckets"] / (1e8 * Constants().link_share), rel=0.05)
+
+
 def test_what_trials_taught_moves_the_figures_and_says_by_how_much(predictor):
     raw = ask(predictor)
     taught = {name: calibrate([Residual(100, 110)] * 30, name) for name in ("allocated", "reserved", "device")}

@@ -59,6 +59,14 @@ def test_bytes_on_the_link(stage, micro_steps, recomputes, expected):
     assert collective_bytes(Job(micro_steps, 1, stage, 80, 20, 100)) == 0
 
 
+def test_ddp_reduces_behind_the_last_backward_of_a_step():
+    step = operations((3e12, 0, 1))  # 30 ms, 20 of them backward
+    job = Job(micro_steps=2, ranks=2, gradient_bytes=10**9)  # 1e9 bytes cross the link: 20 ms
+    assert step_time(DEVICE, step, NOTHING, job, EXACT).seconds == pytest.approx(0.06)
+    larger = step_time(DEVICE, step, NOTHING, Job(micro_steps=2, ranks=2, gradient_bytes=2 * 10**9), EXACT)
+    assert (larger.seconds, larger.communication_seconds) == (pytest.approx(0.08), pytest.approx(0.04))
+
+
 def test_zero_divides_the_update_and_adds_communication():
     update = operations((0, 8e9, 1))
     job = Job(ranks=4, zero_stage=2, trainable_bytes=10**9, gradient_bytes=10**9)

@@ -403,7 +403,7 @@ def test_the_command_writes_a_file_and_says_one_line_when_it_cannot(tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(gzip.decompress(answer.read_bytes()))
-    assert document["format"] == 5 and document["metadata"]["versions"]["torch"]
+    assert document["format"] == 6 and document["metadata"]["versions"]["torch"]
     spec.write_text(json.dumps(order({"target": "tpu"})))
     assert main([str(spec), "-o", str(tmp_path / "no.json")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
