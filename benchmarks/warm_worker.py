@@ -41,7 +41,7 @@ BUDGETS_MIB = {"short": 110, "text": 120, "vl": 165}
 STEPS = Measure(warmup_steps=1, steps=3)
 SAMPLES = {"short": 4, "text": 8}
 """Of an optimizer step."""
-LENGTHS = {"short": (8, 12, 16, 24, 32, 40, 48, 64), "text": (32, 48, 64, 96, 128, 192)}
+LENGTHS = {"short": (8, 12, 16, 20, 24, 32, 40, 48), "text": (32, 48, 64, 96, 128, 192)}
 LIMITS = {"wall": 5.0, "peak": 0.01, "throughput": 0.05}
 
 

@@ -6,7 +6,7 @@ it surely fits and promises to be faster. Nothing here is random: the same trial
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,10 +219,13 @@ class Guide:
     def _compromise(
         self, expected: Expectation, others: Sequence[TrialSpec], seen: Sequence[Seen], best: Seen | None
     ) -> Choice | None:
-        """A trial that prices another training, single changes first, each kind once, and none made of measured ones."""
-        priced = {_kind(one.spec, self.space): one for one in seen if self.space.breaches(one.spec)}
-        measured = [set(kind) for kind, one in priced.items() if one.speed is not None]
-        kinds = [spec for spec in others if (kind := _kind(spec, self.space)) not in priced and not _made_of(kind, measured)]
+        """A trial that prices another training: each kind once, single changes first.
+
+        Where something fits, no kind that is made of others which the space has too: its price is near the product of theirs.
+        """
+        priced = {_kind(one.spec, self.space) for one in seen if self.space.breaches(one.spec)}
+        every = {_kind(spec, self.space) for spec in self.space.points} if best else set()
+        kinds = [spec for spec in others if (kind := _kind(spec, self.space)) not in priced and not _made_of(kind, every)]
         if not kinds or len(priced) >= self.compromises:
             return None
         outlook = self._outlook(expected, kinds, seen)
@@ -277,10 +280,10 @@ def _kind(spec: TrialSpec, space: LegalSpace) -> tuple[str, ...]:
     return tuple(training_changes(spec, space.reference))
 
 
-def _made_of(kind: Sequence[str], parts: Sequence[set[str]]) -> bool:
-    """Whether several of these parts make up a kind: its price is then near the product of theirs."""
-    within = [part for part in parts if part <= set(kind)]
-    return set(kind) == set().union(*within)
+def _made_of(kind: Sequence[str], others: Iterable[Sequence[str]]) -> bool:
+    """Whether smaller kinds make up this one."""
+    parts = [set(other) for other in others if set(other) < set(kind)]
+    return set().union(*parts) == set(kind)
 
 
 def _rank(values: Floats) -> Floats:
