@@ -74,10 +74,10 @@ def go(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 def test_a_search_finds_stores_and_confirms_a_winner(
     store: Store, go: Callable[..., SearchReport], request_for: Callable[..., SearchRequest]
 ) -> None:
-    report = go(plan_study(request_for()), trials=12)
+    report = go(plan_study(request_for()), trials=9)
     trials = store.trials("s")
     assert [trial.trial_number for trial in trials] == list(range(len(trials)))
-    assert Counter(trial.purpose for trial in trials) == {"search": 12, "confirm": 1}
+    assert Counter(trial.purpose for trial in trials) == {"search": 9, "confirm": 1}
     assert any(trial.out_of_memory for trial in trials)
     assert report.winner is not None and report.reference is not None and report.confirmed_by is not None
     assert report.confirmed_by.result is not None and report.confirmed_by.result.timed_steps == 39  # 10 x (1 + 3) less warm-up
