@@ -36,7 +36,7 @@ GAMBLE = 0.02
 """Expected improvement, times the probability of fitting, that a trial must promise that is not `SAFE`."""
 CAUTION = 4
 """Power of the probability of fitting in the score: what may run out of memory is left until more is known of it."""
-SURE = 0.9
+SURE = 0.95
 """Probability of fitting that a compromise must have to be measured."""
 STARTUP_SECONDS = 20.0
 """Of a trial, before one has run."""
