@@ -15,7 +15,7 @@ from autofit.config.quality import Quality
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.errors import AutofitError
 from autofit.launch.environment import probe
-from autofit.predict.devices import device_model
+from autofit.predict.devices import of_hardware
 from autofit.predict.many import Forecaster
 from autofit.predict.predictor import Predictor
 from autofit.store.store import Store
@@ -33,7 +33,7 @@ def run(store: Store, plan: Plan, *, as_json: bool) -> None:
     """
     study = plan.study
     environment = probe(study.python)
-    predictor = Predictor(environment.python, environment.versions, device=device_model(study.hardware.devices[0].name))
+    predictor = Predictor(environment.python, environment.versions, device=of_hardware(study.hardware))
     with _progress(plan) as progress:
         report = survey.run_survey(store, plan, Forecaster(predictor), progress)
     if as_json:

@@ -10,6 +10,7 @@ its own figure is used.
 from dataclasses import dataclass
 from typing import Literal
 
+from autofit.config.hardware import Hardware
 from autofit.errors import UsageError
 
 _GB, _MIB = 10**9, 2**20
@@ -150,6 +151,14 @@ def recognise(driver_name: str) -> DeviceModel | None:
         if words.issuperset(wanted):
             return DEVICES[name]
     return None
+
+
+def of_hardware(hardware: Hardware) -> DeviceModel | None:
+    """The row of a study's devices, planned ones included; None: a card whose rates are unknown."""
+    if hardware.device == "cpu":
+        return CPU
+    name = hardware.devices[0].name
+    return recognise(name) if hardware.device == "cuda" else device_model(name)
 
 
 def for_memory(gpu_mem_bytes: int) -> DeviceModel:

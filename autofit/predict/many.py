@@ -51,6 +51,14 @@ class Forecaster:
             for done in [pool.submit(_predict, bare, part, model, gpu_mem_bytes) for part in parts]:
                 yield done.result()
 
+    def all_of(self, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None) -> Answers:
+        """`prepare` and `many` for whoever wants no progress; in the order of `specs`."""
+        self.prepare([(spec, model) for spec in specs], lambda done, of: None)
+        found: Answers = {}
+        for part in self.many(specs, model, gpu_mem_bytes):
+            found |= part
+        return {spec: found[spec] for spec in specs}
+
 
 def _family(spec: TrialSpec, model: Model) -> str:
     """What specs have in common that share a trace, or at least the replay of what ZeRO holds."""

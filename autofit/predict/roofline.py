@@ -150,8 +150,6 @@ class StepTime:
     """Of the device; the update of an offloaded optimizer is in `offload_seconds`."""
     offload_seconds: float
     """Copies to and from the host, and the update there."""
-    compute_bound_share: float
-    """Share of the computation's time in operations that arithmetic limits."""
     parts: dict[str, float]
     """Seconds by the rate that limits them (`RATES`); they add up to `seconds`."""
     model_flops_utilisation: float | None
@@ -221,7 +219,6 @@ def step_time(
         communication_seconds=communication,
         optimizer_seconds=optimizer_seconds,
         offload_seconds=offload_seconds,
-        compute_bound_share=float(computing[0]) / compute if compute else 0.0,
         parts=dict(zip(RATES, parts, strict=True)),
         model_flops_utilisation=None if job.fp32 or not seconds else flops / seconds / device.half_flops,
     )

@@ -16,7 +16,7 @@ from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.space import reference_spec
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
-from autofit.predict.devices import CPU, recognise
+from autofit.predict.devices import of_hardware
 from autofit.predict.predictor import Predictor
 from autofit.predict.timeline import Timeline
 from autofit.tuning.remedies import families
@@ -138,14 +138,9 @@ def question_of(
     trial = next((each for each in trials if each.trial_number == number or each.spec == wanted), None)
     if trial is None:
         raise UsageError(f"study {study.name} has no trial {number}; see autofit trials --study {study.name}")
-    card = study.hardware.devices[0].name
-    if study.hardware.device == "cpu":
-        card = CPU.name
-    elif study.hardware.device != "none":
-        known = recognise(card)
-        card = known.name if known else ""
+    card = of_hardware(study.hardware)
     budget = gpu_mem_bytes or study.memory_budget_bytes
-    return Question(trial.spec, budget, study.model, study.python, card or None)
+    return Question(trial.spec, budget, study.model, study.python, card.name if card else None)
 
 
 def explain(

@@ -11,7 +11,7 @@ from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.launch.environment import probe
-from autofit.predict.devices import CPU, DeviceModel, recognise
+from autofit.predict.devices import DeviceModel, of_hardware
 from autofit.predict.learned import Basis, Measured, learn
 from autofit.predict.many import Forecaster
 from autofit.predict.predictor import Predictor
@@ -44,7 +44,7 @@ class Foresight:
     @classmethod
     def of(cls, study: StudyRecord, said: Callable[[str], None], data: StudyData | None = None) -> "Foresight | None":
         """For a study on the CPU, or on GPUs whose rates are known; None for any other. `data` has lengths to replay."""
-        card = {"cpu": CPU, "cuda": recognise(study.hardware.devices[0].name)}.get(study.hardware.device)
+        card = of_hardware(study.hardware)
         if card is None:
             return None
         environment = probe(study.python)
@@ -59,11 +59,8 @@ class Foresight:
         if self._forecaster is None:
             return {}
         self._said(f"predicting {len(points)} configurations")
-        self._forecaster.prepare([(spec, self._study.model) for spec in points], lambda done, of: None)
-        found: dict[TrialSpec, Prediction] = {}
-        for part in self._forecaster.many(points, self._study.model, self._study.memory_budget_bytes):
-            found |= {spec: answer for spec, answer in part.items() if isinstance(answer, Prediction)}
-        return found
+        answers = self._forecaster.all_of(points, self._study.model, self._study.memory_budget_bytes)
+        return {spec: answer for spec, answer in answers.items() if isinstance(answer, Prediction)}
 
     def remedies(self, spec: TrialSpec) -> tuple[str, ...]:
         """Single changes after which `spec` is predicted to fit the budget, least loss of training first."""

@@ -10,7 +10,6 @@ sequence numbers that autograd gave them in between; recomputed blocks are calle
 is that of the parameter whose tensors are worked on, element by element in a list of them.
 """
 
-import bisect
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autofit.worker.trace_marks import Marks
 from autofit.worker.trace_memo import Call, Memo
 from autofit.worker.trace_operations import ByTag, Operation, Recorded, count, traffic_by_tag
 from autofit.worker.trace_sums import CANDIDATES, held_by_one, in_place
@@ -92,13 +92,13 @@ class StorageTracer(TorchDispatchMode):
         self.step = 0
         self.unmixed: set[str] = set()
         self.moments: list[tuple[int, str, int, int]] = []
-        self._modules: list[tuple[int, int]] = []
+        self._modules = Marks(-1)
         self._in_backward: int | None = None
         self._label: int | None = None
         self._closed = False
         self._live: dict[int, tuple[Any, int]] = {}
         self._tag = -1
-        self._tag_marks: list[tuple[int, int]] = [(-1, -1)]
+        self._tags = Marks(-1)
         self._storage_tag: list[int] = []
         self._node = -1
         self._made_at: list[int] = []
@@ -111,7 +111,7 @@ class StorageTracer(TorchDispatchMode):
         self.orphans: set[int] = set()
         """Storages of the optimizer of which nothing tells whose they are."""
         self._part, self._share = "language", 1.0
-        self._marks: list[tuple[int, str, float]] = [(-1, "language", 1.0)]
+        self._parts = Marks(("language", 1.0))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -141,7 +141,7 @@ class StorageTracer(TorchDispatchMode):
         """
         before = (self._part, self._share)
         self._part, self._share = part, share
-        self._marks.append((torch._C._autograd._get_sequence_nr(), part, share))
+        self._parts.set((part, share))
         return before
 
     # ---- blocks --------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class StorageTracer(TorchDispatchMode):
     def block(self, tag: int) -> None:
         """A block begins its forward."""
         self._tag = tag
-        self._tag_marks.append((torch._C._autograd._get_sequence_nr(), tag))
+        self._tags.set(tag)
 
     def block_end(self, tag: int) -> None:
         """The forward of a whole stack's last block, or of the stack, is done (not where a block is recomputed)."""
@@ -168,8 +168,7 @@ class StorageTracer(TorchDispatchMode):
         self._node = number
         if self._accumulating:
             return
-        at = bisect.bisect_right(self._tag_marks, number, key=lambda mark: mark[0]) - 1
-        self._tag = self._tag_marks[at][1]
+        self._tag = self._tags.of(number)
 
     def _made_here(self, tensor: torch.Tensor) -> bool:
         """Whether the backward node that is running made it."""
@@ -224,12 +223,12 @@ class StorageTracer(TorchDispatchMode):
 
     def module_forward(self, index: int) -> None:
         """A module with parameters begins its forward; backward nodes made from here on are its own."""
-        self._modules.append((torch._C._autograd._get_sequence_nr(), index))
+        self._modules.set(index)
         self.moment("forward", index)
 
     def module_forward_end(self, index: int) -> None:
         """The module is done; what follows belongs to none."""
-        self._modules.append((torch._C._autograd._get_sequence_nr(), -1))
+        self._modules.set(-1)
         self.moment("forward_end", index)
 
     def gradient(self, index: int, gradient: torch.Tensor) -> None:
@@ -243,8 +242,7 @@ class StorageTracer(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         if node is None:
             return
-        at = bisect.bisect_right(self._modules, node._sequence_nr(), key=lambda mark: mark[0]) - 1
-        index = self._modules[at][1] if at >= 0 else -1
+        index = self._modules.of(node._sequence_nr())
         if index == self._in_backward or index < 0:
             return
         if self._in_backward is not None:
@@ -273,12 +271,10 @@ class StorageTracer(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         if node is None:
             return "logits", 1.0
-        number = node._sequence_nr()
-        at = bisect.bisect_right(self._marks, number, key=lambda mark: mark[0]) - 1
-        _, part, share = self._marks[max(at, 0)]
+        part, share = self._parts.of(node._sequence_nr())
         if torch.is_grad_enabled() and self._part != part:  # a checkpointed layer runs forward again, inside backward
             self._part = part
-            self._marks.append((torch._C._autograd._get_sequence_nr(), part, self._share))
+            self._parts.set((part, self._share))
         return part, (self._share if torch.is_grad_enabled() else share)
 
     # ---- storages -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 from autofit.config.prediction import Prediction
 from autofit.launch.environment import probe
 from autofit.predict.devices import CPU
-from autofit.predict.many import Answers, Forecaster
+from autofit.predict.many import Forecaster
 from autofit.predict.predictor import Predictor
 from benchmarks.replay.table import load, save, shrink
 
@@ -23,11 +23,7 @@ def main() -> None:
     forecaster = Forecaster(Predictor(environment.python, environment.versions, device=CPU))
     for file in sorted(TABLES.glob("cpu_*.jsonl")):
         table = load(file)
-        model, specs = table.header.model, list(table.rows)
-        forecaster.prepare([(spec, model) for spec in specs], lambda done, of: None)
-        found: Answers = {}
-        for part in forecaster.many(specs, model, table.budget_bytes):
-            found |= part
+        found = forecaster.all_of(list(table.rows), table.header.model, table.budget_bytes)
         rows = []
         for spec, row in table.rows.items():
             answer = found[spec]

@@ -17,7 +17,7 @@ from autofit.config.space import KNOBS
 from autofit.config.trial import TrialSpec
 from autofit.launch.environment import probe
 from autofit.predict.devices import device_model
-from autofit.predict.many import Answers, Forecaster
+from autofit.predict.many import Forecaster
 from autofit.predict.predictor import Predictor
 from autofit.tuning.plan import Plan, SearchRequest, plan_study
 from autofit.units import GIB
@@ -53,7 +53,7 @@ def main() -> None:
     for card in CARDS:
         plan = plan_study(SearchRequest(gpu_mem_bytes=card * GIB, space="qwen2_5_vl_7b", device="none"))
         predictor = _predictor(plan)
-        found = _predictions(plan, predictor)
+        found = Forecaster(predictor).all_of(plan.legal.points, plan.study.model, plan.study.memory_budget_bytes)
         trace, _ = predictor._traced(plan.legal.reference, plan.study.model)
         parameters = sum(parameter.elements for parameter in trace.parameters)
         file = TABLES / f"simulated_7b_{card}gb.jsonl"
@@ -66,16 +66,6 @@ def _predictor(plan: Plan) -> Predictor:
     environment = probe(plan.study.python)
     card = device_model(plan.study.hardware.devices[0].name)
     return Predictor(environment.python, environment.versions, device=card)
-
-
-def _predictions(plan: Plan, predictor: Predictor) -> Answers:
-    study = plan.study
-    forecaster = Forecaster(predictor)
-    forecaster.prepare([(spec, study.model) for spec in plan.legal.points], lambda done, of: None)
-    found: Answers = {}
-    for part in forecaster.many(plan.legal.points, study.model, study.memory_budget_bytes):
-        found |= part
-    return {spec: found[spec] for spec in plan.legal.points}
 
 
 def _header(plan: Plan, card: int, parameters: int) -> Header:

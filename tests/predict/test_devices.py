@@ -1,9 +1,12 @@
 """The table of devices: complete, plausible, and recognisable by the names that drivers give."""
 
 import pytest
+from store_records import study_record, trial_record
 
+from autofit.config.hardware import Device, Hardware
 from autofit.errors import UsageError
-from autofit.predict.devices import DEVICES, device_model, for_memory, recognise
+from autofit.predict.devices import CPU, DEVICES, device_model, for_memory, of_hardware, recognise
+from autofit.tuning.forecast import question_of
 
 WANTED = [
     "v100-16gb",
@@ -72,3 +75,21 @@ def test_a_budget_stands_for_a_card():
     assert for_memory(24 * 2**30).name == "rtx-4090"
     assert for_memory(80 * 2**30).name == "h100-80gb"
     assert for_memory(10**15).name == "mi300x"
+
+
+@pytest.mark.parametrize(
+    ("device", "name", "row"),
+    [("cpu", "AMD EPYC", "cpu"), ("cuda", "NVIDIA L40S", "l40s"), ("none", "l40s", "l40s"), ("cuda", "Made Up 9000", None)],
+)
+def test_a_study_is_predicted_on_its_own_devices(device, name, row):
+    card = Device(index=0, uuid="0", name=name, memory_bytes=2**34)
+    found = of_hardware(Hardware(device=device, devices=(card,), cpu_count=2, host_memory_bytes=2**34))
+    assert (found.name if found else None) == row
+
+
+def test_a_trial_of_the_cpu_is_explained_on_the_cpu():
+    hardware = Hardware(
+        device="cpu", devices=(Device(index=0, uuid="0", name="x", memory_bytes=1),), cpu_count=2, host_memory_bytes=1
+    )
+    asked = question_of(study_record(hardware=hardware), [trial_record(0)], 0, None)
+    assert asked.card is not None and device_model(asked.card) is CPU

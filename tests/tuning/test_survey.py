@@ -11,7 +11,7 @@ from autofit.config.model import Model
 from autofit.config.prediction import Prediction
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
-from autofit.predict.many import Answers
+from autofit.predict.many import Answers, Forecaster
 from autofit.store.store import Store
 from autofit.tuning.plan import Plan, SearchRequest, plan_study, replan
 from autofit.tuning.survey import run_survey
@@ -19,7 +19,7 @@ from autofit.tuning.survey import run_survey
 GIB = 1024**3
 
 
-class MadeUp:
+class MadeUp(Forecaster):
     """Bytes and seconds that follow simple rules; refuses one kind of spec."""
 
     def __init__(self, scale: float = 1.0, refuses: Callable[[TrialSpec], bool] = lambda spec: False) -> None:
