@@ -42,7 +42,7 @@ class Forecaster:
             for part in parts:
                 yield _predict(self.predictor, part, model, gpu_mem_bytes)
             return
-        bare = replace(self.predictor)  # without the traces, which a process reads faster than it is sent them
+        bare = replace(self.predictor, tracers=None)  # a process reads the traces faster than it is sent them
         workers, spawn = os.cpu_count() or 1, get_context("spawn")
         with ProcessPoolExecutor(
             workers, spawn, initializer=gc.disable

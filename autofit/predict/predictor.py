@@ -37,6 +37,7 @@ from autofit.predict.offload import UPDATE_BYTES, Offload
 from autofit.predict.roofline import Constants, Job, StepTime, Timing, step_time
 from autofit.predict.symbolic import Peak, SymbolicTrace
 from autofit.predict.timeline import Timeline, phase_name, traced_timeline, zero_timeline
+from autofit.predict.tracers import Tracers
 from autofit.predict.variants import Progress, symbolic_trace, symbolic_traces, variant_key
 from autofit.predict.zero import ZeroSettings, ddp_terms
 from autofit.predict.zero_spec import Kept, zero_settings, zero_terms
@@ -70,6 +71,8 @@ class Predictor:
     calibrations: Mapping[str, Calibration] = field(
         default_factory=lambda: {name: calibrate([], name) for name in ("allocated", "reserved", "device")}
     )
+    tracers: Tracers | None = None
+    """Of `python`; None: its own, once it needs one."""
     _traces: dict[str, SymbolicTrace | AutofitError] = field(default_factory=dict, init=False, repr=False)
     _zero: Kept = field(default_factory=Kept, init=False, repr=False)
 
@@ -136,7 +139,7 @@ class Predictor:
         stack = self._stack()
         able = [(spec, model) for spec, model in specs if model.config is not None and not refusal(spec, model)]
         wanted = [pair for pair in able if variant_key(*pair, stack, self._target) not in self._traces]
-        self._traces |= symbolic_traces(wanted, stack, self.cache, self.python, self._target, on_progress)
+        self._traces |= symbolic_traces(wanted, stack, self.cache, self._crew(), self._target, on_progress)
 
     def kept(self, spec: TrialSpec, model: Model) -> bool:
         """Whether the variant of a spec is in the cache (a torn file counts; whoever reads it traces it again)."""
@@ -241,13 +244,17 @@ class Predictor:
         rest = terms.peak_bytes - sum(resident.values()) - workspace
         return Peak(terms.peak_bytes, terms.phase, 1, {**resident, "activations_and_gathers": rest, "workspace": workspace})
 
+    def _crew(self) -> Tracers:
+        self.tracers = self.tracers or Tracers(self.python)
+        return self.tracers
+
     def _stack(self) -> dict[str, str]:
         return {name: self.versions[name] for name in ("torch", "transformers", "peft") if name in self.versions}
 
     def _trace(self, spec: TrialSpec, model: Model) -> SymbolicTrace:
         key = variant_key(spec, model, self._stack(), self._target)
         if key not in self._traces:
-            self._traces[key] = symbolic_trace(spec, model, self._stack(), self.cache, self.python, self._target)
+            self._traces[key] = symbolic_trace(spec, model, self._stack(), self.cache, self._crew(), self._target)
         found = self._traces[key]
         if isinstance(found, AutofitError):
             raise found

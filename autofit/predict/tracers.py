@@ -1,105 +1,101 @@
-"""Workers of the training environment that trace one spec after the other, a few of them side by side."""
+"""Traces of specs by a crew of processes in the training environment (the worker's `trace -`)."""
 
 import json
 import os
-import queue
 import subprocess
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from autofit.errors import AutofitError
+from autofit.resources import worker_entry
 
-_WORKER = Path(__file__).resolve().parents[1] / "worker" / "__main__.py"
+MOST_PROCESSES = 8
+"""A trace takes some hundred MB of host memory."""
 _TIMEOUT_SECONDS = 1800
 """For one spec."""
+_ATTEMPTS = 2
+"""Crews that an order is given to, where the first ended without a word on it."""
 
 Answer = tuple[str, Path | AutofitError]
 
 
-def traced(orders: Mapping[str, dict[str, Any]], python: str, processes: int) -> Iterator[Answer]:
-    """Traces orders; yields (key, file with the trace document or the error) as they are done. A file goes after its turn.
+class Tracers:
+    """A crew of one interpreter, started when it is needed. One caller at a time is served; others wait."""
 
-    A worker that dies or takes too long costs the order that it was at: the next one gets a fresh worker.
+    def __init__(self, python: str) -> None:
+        """`python`: interpreter of the training environment."""
+        self.python = python
+        self._crew: _Crew | None = None
+        self._turn = threading.Lock()
 
-    Args:
-        orders: what `autofit.worker trace` reads, by key.
-        python: interpreter of the training environment.
-        processes: workers at most.
-    """
-    with tempfile.TemporaryDirectory(prefix="autofit-trace-") as folder:
-        waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-        answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-        for key in orders:
-            waiting.put(key)
-        stop = threading.Event()
-        crew = [
-            threading.Thread(target=_work, args=(orders, python, Path(folder), waiting, answers, stop), daemon=True)
-            for _ in range(min(processes, len(orders)))
-        ]
-        for member in crew:
-            member.start()
+    def warm_up(self) -> None:
+        """Starts the crew, which imports what it needs (seconds) and leaves after a minute without work.
+
+        What is wrong with the interpreter is said when it is asked to trace.
+        """
         try:
-            for _ in orders:
-                key, found = answers.get()
-                yield key, found
-                if isinstance(found, Path):
-                    found.unlink(missing_ok=True)
-        finally:
-            stop.set()
-            for member in crew:
-                member.join()
+            self._started()
+        except AutofitError:
+            pass
+
+    def traced(self, orders: Mapping[str, dict[str, Any]]) -> Iterator[Answer]:
+        """Traces orders; yields (key, file with the trace document or the error) as they are done. A file goes after its turn.
+
+        Args:
+            orders: what `autofit.worker trace` reads, by key.
+        """
+        with self._turn, tempfile.TemporaryDirectory(prefix="autofit-trace-") as folder:
+            attempts = dict.fromkeys(orders, 0)
+            while attempts:
+                for key, found in self._asked(orders, attempts, Path(folder)):
+                    del attempts[key]
+                    yield key, found
+                    if isinstance(found, Path):
+                        found.unlink(missing_ok=True)
+
+    def _asked(self, orders: Mapping[str, dict[str, Any]], attempts: dict[str, int], folder: Path) -> Iterator[Answer]:
+        """Asks one crew for everything that `attempts` names; it may end before it has answered all."""
+        wanted = list(attempts)
+        try:
+            crew = self._started()
+            files = {str(folder / f"{key}.json"): key for key in wanted}
+            for file, key in files.items():
+                Path(file).write_text(json.dumps(orders[key]), encoding="utf-8")
+        except (AutofitError, OSError) as error:
+            said = error if isinstance(error, AutofitError) else AutofitError(f"cannot be traced: {error}")
+            yield from ((key, said) for key in wanted)
+            return
+        for file, found in crew.answers(list(files)):
+            yield files[file], found
+        for key in [key for key in wanted if key in attempts]:
+            attempts[key] += 1
+            if attempts[key] >= _ATTEMPTS:
+                yield key, AutofitError(f"cannot be traced: {crew.last_words()}")
+
+    def _started(self) -> "_Crew":
+        if self._crew is None or not self._crew.alive:
+            self._crew = _Crew(self.python)
+        return self._crew
 
 
-def _work(  # noqa: PLR0917 - what a thread is given
-    orders: Mapping[str, dict[str, Any]],
-    python: str,
-    folder: Path,
-    waiting: "queue.SimpleQueue[str]",
-    answers: "queue.SimpleQueue[Answer]",
-    stop: threading.Event,
-) -> None:
-    worker: _Worker | None = None
-    try:
-        while not stop.is_set():
-            try:
-                key = waiting.get_nowait()
-            except queue.Empty:
-                return
-            spec = folder / f"{key}.json"
-            found: Path | AutofitError
-            try:
-                spec.write_text(json.dumps(orders[key]), encoding="utf-8")
-                worker = worker or _Worker(python, folder)
-                found = worker.trace(spec)
-            except AutofitError as error:
-                found = error
-            except OSError as error:
-                found = AutofitError(f"cannot be traced: {error}")
-            if worker is not None and not worker.alive:
-                worker.close()
-                worker = None
-            answers.put((key, found))
-    finally:
-        if worker is not None:
-            worker.close()
-
-
-class _Worker:
-    """One process of `autofit.worker trace -`.
+class _Crew:
+    """The process that forks the others.
 
     Raises:
         AutofitError: the interpreter cannot be started.
     """
 
-    def __init__(self, python: str, folder: Path) -> None:
-        self._said: IO[str]
-        self._said = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8", errors="replace")  # noqa: SIM115 - `close` closes it
+    def __init__(self, python: str) -> None:
+        self._said: IO[str] = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - goes with this object
+        processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+        command = [python, str(worker_entry()), "trace", "-", str(processes), str(_TIMEOUT_SECONDS)]
         try:
             self._process = subprocess.Popen(
-                [python, str(_WORKER), "trace", "-"],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._said,
@@ -107,60 +103,50 @@ class _Worker:
                 env=dict(os.environ) | {"OMP_NUM_THREADS": "1"},
             )
         except OSError as error:
-            self._said.close()
             raise AutofitError(f"the training environment's interpreter {python} cannot be started: {error}") from error
+        self._end = weakref.finalize(self, _end, self._process)
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked again."""
         return self._process.poll() is None
 
-    def trace(self, spec: Path) -> Path:
-        """The file with the trace document.
-
-        Raises:
-            AutofitError: it cannot be traced, or the worker died or took too long over it.
-        """
-        late = threading.Timer(_TIMEOUT_SECONDS, self._process.kill)
-        late.start()
+    def answers(self, files: list[str]) -> Iterator[Answer]:
+        """(spec file, its document or error) as they are done; the rest is missing where the crew has ended meanwhile."""
+        assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            assert self._process.stdin is not None and self._process.stdout is not None
-            self._process.stdin.write(f"{spec}\n")
+            self._process.stdin.write("".join(f"{file}\n" for file in files))
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except OSError:  # it ended before it read
-            line = ""
+        except OSError:
+            pass  # it has ended: so do its answers
+        left = set(files)
+        try:
+            while left and (line := self._process.stdout.readline()):
+                answer = json.loads(line)
+                left.remove(answer["spec"])
+                said = answer.get("error")
+                yield answer["spec"], AutofitError(f"cannot be traced: {said}") if said is not None else Path(answer["answer"])
         finally:
-            timed_out = late.finished.is_set()
-            late.cancel()
-        if not line:
-            self._process.wait()
-            if timed_out:
-                raise AutofitError(f"tracing took more than {_TIMEOUT_SECONDS} s; trace a smaller model")
-            raise AutofitError(f"cannot be traced: {self._last_words()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise AutofitError(f"cannot be traced: {answer['error']}")
-        return Path(answer["answer"])
+            if left:  # it has ended, or nobody waits for the rest
+                self._end()
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """How it ended."""
         self._said.seek(0)
         lines = [line.strip() for line in self._said if line.strip()]
         said = lines[-1].removeprefix("autofit.worker: ") if lines else "no word"
         return f"the worker ended with status {self._process.returncode} ({said[:400]})"
 
-    def close(self) -> None:
-        """Ends the process: it leaves at the end of its input, or is killed if it is at work."""
-        if self._process.stdin is not None:
-            try:
-                self._process.stdin.close()
-            except OSError:
-                pass
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """It leaves at the end of its input, and is killed if it does not."""
+    for stream in (process.stdin, process.stdout):
         try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._said.close()
+            if stream is not None:
+                stream.close()
+        except OSError:
+            pass
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

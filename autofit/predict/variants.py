@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ from autofit.config.model import Model
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.predict.symbolic import FORMAT, SymbolicTrace, read_document
-from autofit.predict.tracers import traced
+from autofit.predict.tracers import Tracers
 
 Progress = Callable[[int, int], None]
 """Told (answered, in all)."""
 
-_PROCESSES = 2
 _MANY = (
     (2, 640, (64, 64)),
     (3, 512, (64, 256, 64)),
@@ -90,12 +88,12 @@ def request(spec: TrialSpec, model: Model, target: str = "cuda") -> dict[str, An
     }
 
 
-def symbolic_trace(  # noqa: PLR0917 - all but the last three have no default
+def symbolic_trace(  # noqa: PLR0917 - all but the last have no default
     spec: TrialSpec,
     model: Model,
     versions: Mapping[str, str],
     cache: Path,
-    python: str = sys.executable,
+    tracers: Tracers,
     target: str = "cuda",
 ) -> SymbolicTrace:
     """The symbolic trace of a spec's variant, from the cache or made by the training environment.
@@ -103,12 +101,12 @@ def symbolic_trace(  # noqa: PLR0917 - all but the last three have no default
     Args:
         versions: of the training environment's torch, transformers and peft; part of the cache key.
         cache: folder, made if missing.
-        python: interpreter of the training environment.
+        tracers: of the training environment.
 
     Raises:
         AutofitError: the worker could not trace it; its own line says why.
     """
-    (found,) = symbolic_traces([(spec, model)], versions, cache, python, target).values()
+    (found,) = symbolic_traces([(spec, model)], versions, cache, tracers, target).values()
     if isinstance(found, AutofitError):
         raise found
     return found
@@ -118,11 +116,11 @@ def symbolic_traces(  # noqa: PLR0917 - as `symbolic_trace`
     wanted: Iterable[tuple[TrialSpec, Model]],
     versions: Mapping[str, str],
     cache: Path,
-    python: str = sys.executable,
+    tracers: Tracers,
     target: str = "cuda",
     on_progress: Progress = lambda done, total: None,
 ) -> dict[str, SymbolicTrace | AutofitError]:
-    """The symbolic traces of many specs' variants, each traced once; those that the cache lacks by two workers side by side.
+    """The symbolic traces of many specs' variants, each traced once; those that the cache lacks side by side.
 
     Variants that differ in accumulation alone are traced together, and where there is accumulation the one without is kept too.
 
@@ -156,7 +154,7 @@ def symbolic_traces(  # noqa: PLR0917 - as `symbolic_trace`
         cache.mkdir(parents=True, exist_ok=True)
         orders = {key: request(*variants[key], target) for key in missing.values()}
         singles = {key: single for single, key in missing.items()}
-        for key, document in traced(orders, python, _PROCESSES):
+        for key, document in tracers.traced(orders):
             found = _fitted(document, variants[key][1])
             for name, micro_steps in ((singles[key], 1), (key, 2)):
                 trace = found if isinstance(found, AutofitError) else found.get(micro_steps)

@@ -1,7 +1,7 @@
 """`python -m autofit.worker VERB ...` or, without autofit installed, `python .../autofit/worker/__main__.py VERB ...`.
 
-Verbs: `run SPEC.json` (also without the word), `serve SPEC.json` (runs many like that one), `trace SPEC.json` (`trace -` for
-many), `profile ORDER.json OUT`, `probe`; `rank SPEC.json` is what `run` starts.
+Verbs: `run SPEC.json` (also without the word), `serve SPEC.json` (runs many like that one), `trace SPEC.json` (`trace -
+PROCESSES SECONDS` for many), `profile ORDER.json OUT`, `probe`; `rank SPEC.json` is what `run` starts.
 Started by path, the file makes `autofit.worker` importable on its own: no folder with other packages joins `sys.path`.
 """
 
@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-USAGE = "usage: autofit.worker [run] SPEC.json | serve SPEC.json | trace SPEC.json | trace - | profile ORDER.json OUT | probe"
+USAGE = (
+    "usage: autofit.worker [run] SPEC.json | serve SPEC.json | trace SPEC.json | trace - PROCESSES SECONDS"
+    " | profile ORDER.json OUT | probe"
+)
 _VERBS = {"run", "rank", "serve", "trace", "profile", "probe"}
 
 

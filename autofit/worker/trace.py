@@ -1,8 +1,6 @@
 """`trace SPEC.json [-o trace.json.gz]`: what the training steps of one variant allocate and compute, without data.
 
-`trace -` traces many in one process: it reads the name of a spec file from each line of its standard input and answers each
-with a line of JSON as soon as it is done, `{"spec": NAME, "answer": FILE}` (NAME with `.trace.json.gz` behind it) or
-`{"spec": NAME, "error": "..."}`; one that fails does not end the process.
+`trace - PROCESSES SECONDS` traces many, a few at a time (`trace_crew`).
 
 The model is the training environment's own transformers class, built by `models.build` as a trial builds it, on the `meta`
 device. `meta` and not fake CUDA tensors: it needs no compiler and no CUDA build, is several times faster, and what it lacks
@@ -22,6 +20,7 @@ memory, which is the device on the CPU.
 
 import gc
 import gzip
+import importlib
 import json
 import os
 import resource
@@ -39,13 +38,16 @@ def main(argv: list[str]) -> int:
     if "-o" in argv[:-1]:
         at = argv.index("-o")
         output, argv = argv[at + 1], argv[:at] + argv[at + 2 :]
-    if len(argv) != 1 or (argv[0].startswith("-") and argv[0] != "-"):
-        _say("usage: autofit.worker trace SPEC.json [-o trace.json.gz] | trace -")
+    many = len(argv) == 3 and argv[0] == "-" and argv[1].isdigit() and argv[2].isdigit()
+    if not many and (len(argv) != 1 or argv[0].startswith("-")):
+        _say("usage: autofit.worker trace SPEC.json [-o trace.json.gz] | trace - PROCESSES SECONDS")
         return 2
     os.environ.setdefault("TRANSFORMERS_DISABLE_TORCH_CHECK", "1")  # its checks read values, and there are none
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if argv[0] == "-":
-        return _serve()
+    if many:
+        from autofit.worker.trace_crew import serve
+
+        return serve(int(argv[1]), float(argv[2]), _import, _answered)
     try:
         spec = _read(argv[0])
     except ValueError as error:
@@ -62,27 +64,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _serve() -> int:
-    """Answers the names of spec files on standard input until it ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints must not stand between the answers
-    for line in sys.stdin:
-        name = line.strip()
-        if not name:
-            continue
-        answer = {"spec": name}
-        gc.collect()
-        gc.freeze()  # libraries and what the memo holds stay: looking through them for every spec would take a second each
-        try:
-            output = f"{name}.trace.json.gz"
-            _write(trace(_read(name)), output)
-            answer["answer"] = output
-        except Exception as error:  # noqa: BLE001 - the others must still be answered; TraceError is the usual one
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            answer["error"] = kind + (" ".join(str(error).split())[:600] or "no reason given")
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-    return 0
+def _import() -> None:
+    """All that tracing a spec imports, whatever the spec; what is missing is left for the spec to report."""
+    try:
+        importlib.import_module("transformers.modeling_utils")
+        importlib.import_module("peft")
+    except ImportError:
+        pass
+    importlib.import_module("autofit.worker.trace_document")
+
+
+def _answered(name: str) -> str:
+    """The file with the document of the spec in file `name`."""
+    output = f"{name}.trace.json.gz"
+    _write(trace(_read(name)), output)
+    return output
 
 
 def _read(name: str) -> dict[str, Any]:

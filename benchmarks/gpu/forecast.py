@@ -14,6 +14,7 @@ from autofit.predict.devices import recognise
 from autofit.predict.images import image_patches
 from autofit.predict.predictor import Predictor
 from autofit.predict.symbolic import SymbolicTrace
+from autofit.predict.tracers import Tracers
 from autofit.predict.variants import symbolic_trace, symbolic_traces
 
 _STACK = ("torch", "transformers", "peft")
@@ -56,17 +57,18 @@ class Forecaster:
         self._kind, self._environment, self._cache = kind, environment, cache
         self._versions = {name: environment.versions[name] for name in _STACK if name in environment.versions}
         card = recognise(device.name) if kind == "cuda" else None
-        self._predictor = Predictor(environment.python, environment.versions, cache=cache, device=card)
+        self._tracers = Tracers(environment.python)
+        self._predictor = Predictor(environment.python, environment.versions, cache=cache, device=card, tracers=self._tracers)
         self.card = card.name if card else None
         self._memory = device.memory_bytes
 
     def prepare(self, specs: Sequence[TrialSpec]) -> None:
-        """Traces all variants of these specs, two at a time; what cannot be traced says so when it is asked about."""
+        """Traces all variants of these specs side by side; what cannot be traced says so when it is asked about."""
         pairs = [(spec, resolve_model(spec.model)) for spec in specs]
         if self._kind == "cuda":
             self._predictor.prepare(pairs)
         else:
-            symbolic_traces(pairs, self._versions, self._cache, self._environment.python, target="cpu")
+            symbolic_traces(pairs, self._versions, self._cache, self._tracers, target="cpu")
 
     def of(self, spec: TrialSpec, budget: int | None = None, *, whole: bool = False) -> Forecast:
         """The forecast of a canonical spec. `whole` adds phases and timing, which cost more."""
@@ -84,7 +86,7 @@ class Forecaster:
         """
         target = "cuda" if self._kind == "cuda" else "cpu"
         model = resolve_model(spec.model)
-        return symbolic_trace(spec, model, self._versions, self._cache, self._environment.python, target)
+        return symbolic_trace(spec, model, self._versions, self._cache, self._tracers, target)
 
     def _cuda(self, spec: TrialSpec, model: Model, budget: int | None, whole: bool) -> Forecast:
         said = self._predictor.predict(spec, model, budget or self._memory)

@@ -11,6 +11,7 @@ from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
 from autofit.predict.polynomials import FEATURES, features, fit
 from autofit.predict.symbolic import SymbolicTrace
+from autofit.predict.tracers import Tracers
 from autofit.predict.variants import request, sliding_window, structure, symbolic_trace, variant_key
 
 SAMPLES = np.concatenate([features(b, s, p, 0) for b, s, p in ((2, 640, 512), (3, 512, 1536), (4, 384, 1024), (2, 1024, 2048))])
@@ -190,10 +191,10 @@ def test_variant_keys_change_with_structure_and_versions_and_not_with_shape():
 def test_the_cache_answers_without_the_training_environment(tmp_path: Path):
     spec, model, symbolic = make(pure_bf16=True)
     symbolic.save(tmp_path / f"{variant_key(spec, model, {})}.npz")
-    again = symbolic_trace(spec, model, {}, tmp_path, python="/no/such/python")
+    again = symbolic_trace(spec, model, {}, tmp_path, Tracers("/no/such/python"))
     assert again.peak(1, 512) == symbolic.peak(1, 512)
     with pytest.raises(AutofitError, match="cannot be started"):
-        symbolic_trace(spec, model, {"torch": "0"}, tmp_path, python="/no/such/python")
+        symbolic_trace(spec, model, {"torch": "0"}, tmp_path, Tracers("/no/such/python"))
 
 
 @pytest.mark.train
@@ -201,7 +202,7 @@ def test_a_variant_is_traced_by_the_training_environment_and_cached(tmp_path: Pa
     import sys
 
     spec, model, symbolic = make(pure_bf16=True)
-    found = symbolic_trace(spec, model, {}, tmp_path, python=sys.executable)
+    found = symbolic_trace(spec, model, {}, tmp_path, Tracers(sys.executable))
     assert set(found.regimes) == {"one", "many"}
     for batch in (1, 3):
         assert found.peak(batch, 640) == symbolic.peak(batch, 640)

@@ -1,17 +1,20 @@
 """Many variants at once: each traced once, the cache first, errors by variant, and what `Predictor.prepare` makes of it."""
 
+import os
+import signal
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autofit.config.model import resolve_model
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
-from autofit.predict import variants
 from autofit.predict.predictor import Predictor
 from autofit.predict.symbolic import SymbolicTrace
-from autofit.predict.tracers import traced
+from autofit.predict.tracers import Answer, Tracers
 from autofit.predict.variants import symbolic_traces, variant_key
 
 STUB = """
@@ -20,7 +23,8 @@ for line in sys.stdin:
     name = line.strip()
     order = json.load(open(name))
     what = order["what"]
-    if what == "die":
+    if what == "die" or what == "die once" and not os.path.exists(__file__ + ".died"):
+        open(__file__ + ".died", "w").close()
         sys.stderr.write("noise\\nthe last word\\n")
         sys.stderr.flush()
         os._exit(3)
@@ -44,74 +48,101 @@ def stub(tmp_path: Path) -> str:
     return str(python)
 
 
-def test_one_that_fails_or_kills_its_worker_does_not_spoil_the_others(stub: str):
-    orders = {"a": "fine", "b": "fail", "c": "die", "d": "fine", "e": "fine"}
-    answers = {}
-    for key, found in traced({key: {"what": what} for key, what in orders.items()}, stub, 1):
-        answers[key] = found if isinstance(found, AutofitError) else found.read_text()
-    assert str(answers["b"]) == "cannot be traced: cannot do it"
-    assert "status 3 (the last word)" in str(answers["c"])
-    assert answers["a"] != answers["d"] == answers["e"]  # the first worker died, one other did the rest
-    assert all(str(answers[key]).startswith("fine") for key in "ade")
+def told(tracers: Tracers, orders: dict[str, str]) -> dict[str, str]:
+    return {
+        key: str(found) if isinstance(found, AutofitError) else found.read_text()
+        for key, found in tracers.traced({key: {"what": what} for key, what in orders.items()})
+    }
+
+
+def test_one_that_fails_does_not_spoil_the_others(stub: str):
+    found = told(Tracers(stub), {"a": "fine", "b": "fail", "c": "fine"})
+    assert found["b"] == "cannot be traced: cannot do it"
+    assert found["a"] == found["c"] and found["a"].startswith("fine")
+
+
+def test_what_a_crew_leaves_unanswered_another_is_asked_once(stub: str):
+    tracers = Tracers(stub)
+    found = told(tracers, {"a": "fine", "b": "die once", "c": "fine"})
+    assert found["a"] != found["b"].replace("die once", "fine") == found["c"]  # the first answered one, another did the rest
+    found = told(tracers, {"a": "fine", "b": "die"})
+    assert found["a"].startswith("fine") and "status 3 (the last word)" in found["b"]
+
+
+def test_a_crew_is_kept_and_one_that_has_left_is_replaced(stub: str):
+    tracers = Tracers(stub)
+    tracers.warm_up()
+    first = told(tracers, {"a": "fine"})
+    assert told(tracers, {"b": "fine"})["b"] == first["a"]
+    os.kill(int(first["a"].removeprefix("fine")), signal.SIGKILL)
+    assert told(tracers, {"c": "fine"})["c"] != first["a"]
+
+
+def test_a_crew_that_nobody_waits_for_ends(stub: str):
+    tracers = Tracers(stub)
+    asked = tracers.traced({"a": {"what": "fine"}, "b": {"what": "fine"}})
+    _, found = next(asked)
+    worker = int(found.read_text().removeprefix("fine"))
+    asked.close()
+    assert not Path(f"/proc/{worker}").exists()
 
 
 def test_a_missing_interpreter_is_said_of_every_variant(tmp_path: Path):
     spec = TrialSpec(model={"preset": "tiny-llama"})
     pairs = [(spec.model_copy(update={"method": method}), resolve_model(spec.model)) for method in ("full", "lora")]
-    found = symbolic_traces(pairs, {}, tmp_path, "/no/such/python")
+    found = symbolic_traces(pairs, {}, tmp_path, Tracers("/no/such/python"))
     assert len(found) == 2
     assert all("cannot be started" in str(error) for error in found.values())
 
 
-def fake(monkeypatch, asked: list[str]):
+class Refusing(Tracers):
     """Answers every order with its own error, so that nothing is traced."""
 
-    def answers(orders, python, processes):
+    def __init__(self) -> None:
+        super().__init__("/no/such/python")
+        self.asked: list[str] = []
+
+    def traced(self, orders: Mapping[str, dict[str, Any]]) -> Iterator[Answer]:
         for key in orders:
-            asked.append(key)
+            self.asked.append(key)
             yield key, AutofitError(f"no trace of {key}")
 
-    monkeypatch.setattr(variants, "traced", answers)
 
-
-def test_variants_are_asked_once_and_progress_is_told(monkeypatch, tmp_path: Path):
-    asked: list[str] = []
-    fake(monkeypatch, asked)
+def test_variants_are_asked_once_and_progress_is_told(tmp_path: Path):
+    tracers = Refusing()
     spec = TrialSpec(model={"preset": "tiny-llama"})
     model = resolve_model(spec.model)
     specs = [spec, spec.model_copy(update={"micro_batch_size": 4}), spec.model_copy(update={"method": "freeze"})]
     told: list[tuple[int, int]] = []
-    found = symbolic_traces([(item, model) for item in specs], {}, tmp_path, on_progress=lambda *now: told.append(now))
-    assert list(found) == asked == [variant_key(spec, model, {}), variant_key(specs[2], model, {})]
+    found = symbolic_traces([(item, model) for item in specs], {}, tmp_path, tracers, on_progress=lambda *now: told.append(now))
+    assert list(found) == tracers.asked == [variant_key(spec, model, {}), variant_key(specs[2], model, {})]
     assert told == [(1, 2), (2, 2)]
 
 
-def test_what_was_prepared_is_not_asked_again_and_its_error_is_raised(monkeypatch, tmp_path: Path):
-    asked: list[str] = []
-    fake(monkeypatch, asked)
+def test_what_was_prepared_is_not_asked_again_and_its_error_is_raised(tmp_path: Path):
+    tracers = Refusing()
     spec = TrialSpec(model={"preset": "tiny-llama"})
     model = resolve_model(spec.model)
-    predictor = Predictor(python="/no/such/python", versions={}, cache=tmp_path)
+    predictor = Predictor(tracers.python, versions={}, cache=tmp_path, tracers=tracers)
     predictor.prepare([(spec, model)])
     predictor.prepare([(spec, model)])
-    assert len(asked) == 1
+    assert len(tracers.asked) == 1
     with pytest.raises(AutofitError, match="no trace of"):
         predictor.predict(spec, model)
 
 
-def test_variants_that_differ_in_accumulation_alone_are_one_order(monkeypatch, tmp_path: Path):
-    asked: list[str] = []
-    fake(monkeypatch, asked)
+def test_variants_that_differ_in_accumulation_alone_are_one_order(tmp_path: Path):
+    tracers = Refusing()
     spec = TrialSpec(model={"preset": "tiny-llama"})
     model = resolve_model(spec.model)
     specs = [spec, spec.model_copy(update={"method": "lora"})]
     accumulating = [item.model_copy(update={"gradient_accumulation_steps": 4}) for item in specs]
     for first in (specs[0], accumulating[0]):
-        asked.clear()
+        tracers.asked.clear()
         other = accumulating[0] if first is specs[0] else specs[0]
-        found = symbolic_traces([(item, model) for item in (first, other, specs[1])], {}, tmp_path)
+        found = symbolic_traces([(item, model) for item in (first, other, specs[1])], {}, tmp_path, tracers)
         assert len(found) == 3
-        assert asked == [variant_key(accumulating[0], model, {}), variant_key(specs[1], model, {})]
+        assert tracers.asked == [variant_key(accumulating[0], model, {}), variant_key(specs[1], model, {})]
 
 
 @pytest.mark.train
@@ -122,13 +153,13 @@ def test_real_workers_trace_several_variants_and_the_cache_answers_them(tmp_path
     bad = model.model_copy(update={"config": {**(model.config or {}), "num_key_value_heads": 3}})
     accumulating = spec.model_copy(update={"method": "lora", "gradient_accumulation_steps": 4})
     pairs = [(spec, model), (spec, bad), (accumulating, model)]
-    found = symbolic_traces(pairs, {}, tmp_path, sys.executable)
+    found = symbolic_traces(pairs, {}, tmp_path, Tracers(sys.executable))
     kinds = [type(value) for value in found.values()]
     assert kinds == [SymbolicTrace, AutofitError, SymbolicTrace]
     assert "no multiple" in str(list(found.values())[1])
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".npz"] * 3
     single = (accumulating.model_copy(update={"gradient_accumulation_steps": 1}), model)
-    again = symbolic_traces([pairs[0], pairs[2], single], {}, tmp_path, "/no/such/python")
+    again = symbolic_traces([pairs[0], pairs[2], single], {}, tmp_path, Tracers("/no/such/python"))
     kept = list(again.values())
     assert [trace.metadata["micro_steps_traced"] for trace in kept] == [1, 2, 1]
     for key in list(again)[:2]:
