@@ -150,7 +150,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
 
         stop, limits = StopRule(trials or 24, most), Limits(trial=longest)
         with search_view.progress(plan, stop) as listener:
-            foresight = Foresight.of(plan.study, listener.said, plan.data)
+            foresight = Foresight.of(plan.study, listener.said, plan.data, plan.tracers)
             report = run_search(
                 store,
                 plan,

@@ -33,7 +33,7 @@ def run(store: Store, plan: Plan, *, as_json: bool) -> None:
     """
     study = plan.study
     environment = probe(study.python)
-    predictor = Predictor(environment.python, environment.versions, device=of_hardware(study.hardware))
+    predictor = Predictor(environment.python, environment.versions, device=of_hardware(study.hardware), tracers=plan.tracers)
     with _progress(plan) as progress:
         report = survey.run_survey(store, plan, Forecaster(predictor), progress)
     if as_json:

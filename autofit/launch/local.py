@@ -35,6 +35,8 @@ from autofit.resources import worker_entry
 
 RESULT_FILE = "result.json"
 SPEC_FILE = "spec.json"
+WARM_FILE = "worker.json"
+"""What the process that trials are forked from is told, beside the run folders."""
 OUTPUT_DIR = "trainer"
 """Where the training itself writes, in the run folder."""
 _STALE = ("result.json", "rank*.json", "heartbeat.rank*.json", "metrics*.jsonl", "stdout.log", "stderr.log", "process.json")
@@ -165,13 +167,35 @@ class LocalExecutor:
 
     def _start(self, run_dir: Path, spec: RunSpec, warm: WarmWorkers | None) -> Group:
         spec_file = run_dir / SPEC_FILE
-        uuids = [device.uuid for device in self._hardware.devices]
-        env = worker_variables(self._python, spec.trial, spec.device, uuids)
-        argv = [self._python, str(worker_entry()), "serve" if warm else "run", str(spec_file)]
-        if warm is None:
-            return ProcessGroup(argv, env, run_dir, self._limits.term_grace)
-        alike = (spec.engine, spec.device, spec.trial.num_gpus)
-        return warm.trial(argv, env, alike, spec_file)
+        env, alike = self._environment(spec), _alike(spec)
+        if warm is not None:
+            return warm.trial(self._command("serve", spec_file), env, alike, spec_file)
+        return ProcessGroup(self._command("run", spec_file), env, run_dir, self._limits.term_grace)
+
+    def _command(self, verb: str, spec_file: Path) -> list[str]:
+        return [self._python, str(worker_entry()), verb, str(spec_file)]
+
+    def _environment(self, spec: RunSpec) -> dict[str, str]:
+        return worker_variables(self._python, spec.trial, spec.device, [device.uuid for device in self._hardware.devices])
+
+    def warm_up(self, folder: Path, spec: RunSpec) -> None:
+        """Starts what trials like `spec` are forked from: it imports (seconds) while the caller does something else.
+
+        Args:
+            folder: of the trials' run folders.
+
+        Raises:
+            LaunchError: it cannot be started, or the folder cannot be written.
+        """
+        if self._warm is None or not self._warm.trusted:
+            return
+        file = folder / WARM_FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(file, spec.model_dump_json(indent=1))
+        except OSError as error:
+            raise LaunchError(f"cannot write {file}: {error.strerror or error}") from error
+        self._warm.serve(self._command("serve", file), self._environment(spec), _alike(spec), folder)
 
     def recover(self, run_dir: Path, trial: TrialSpec) -> TrialResult | None:
         """The result of a trial whose driver was killed, if it had one; ends what is left of it."""
@@ -234,6 +258,11 @@ class LocalExecutor:
                         f" search; processes on it: {gpus.pids_on(device) or 'unknown'}"
                     )
                 time.sleep(POLL_SECONDS)
+
+
+def _alike(spec: RunSpec) -> tuple[object, ...]:
+    """What trials that are forked from one process have in common, beside their environment."""
+    return spec.engine, spec.device, spec.trial.num_gpus
 
 
 def read_heartbeat(run_dir: Path) -> Heartbeat | None:

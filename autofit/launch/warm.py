@@ -156,11 +156,19 @@ class WarmWorkers:
             Doubt: the server has ended meanwhile.
             LaunchError: it cannot be started.
         """
+        return WarmTrial(self.serve(argv, env, alike, spec_file.parent.parent), spec_file)
+
+    def serve(self, argv: Sequence[str], env: Mapping[str, str], alike: object, folder: Path) -> Server:
+        """The server for such trials, started if it is not there yet.
+
+        Raises:
+            LaunchError: it cannot be started.
+        """
         key = (alike, sorted(env.items()))
         if self._server is None or self._key != key:
             self.close()
-            self._server, self._key = Server(argv, env, spec_file.parent.parent, self._grace), key
-        return WarmTrial(self._server, spec_file)
+            self._server, self._key = Server(argv, env, folder, self._grace), key
+        return self._server
 
     def keep(self) -> None:
         """The last trial went well."""

@@ -6,16 +6,16 @@ it surely fits and promises to be faster. Nothing here is random: the same trial
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from autofit.config.legality import training_changes
 from autofit.config.prediction import Prediction
 from autofit.config.space import LegalSpace
 from autofit.config.trial import TrialSpec
 from autofit.search.expectation import Earlier, Expectation
+from autofit.search.kinds import irreducible, kind_of
 from autofit.search.models import Candidate, Floats, Observation, above, expected_excess, learn
 from autofit.search.points import may_fit
 from autofit.units import format_bytes
@@ -219,13 +219,11 @@ class Guide:
     def _compromise(
         self, expected: Expectation, others: Sequence[TrialSpec], seen: Sequence[Seen], best: Seen | None
     ) -> Choice | None:
-        """A trial that prices another training: each kind once, single changes first.
-
-        Where something fits, no kind that is made of others which the space has too: its price is near the product of theirs.
-        """
-        priced = {_kind(one.spec, self.space) for one in seen if self.space.breaches(one.spec)}
-        every = {_kind(spec, self.space) for spec in self.space.points} if best else set()
-        kinds = [spec for spec in others if (kind := _kind(spec, self.space)) not in priced and not _made_of(kind, every)]
+        """A trial that prices another training: each kind once, single changes first; irreducible ones where something fits."""
+        priced = {kind_of(one.spec, self.space) for one in seen if self.space.breaches(one.spec)}
+        kinds = [
+            spec for spec in (irreducible(others, self.space) if best else others) if kind_of(spec, self.space) not in priced
+        ]
         if not kinds or len(priced) >= self.compromises:
             return None
         outlook = self._outlook(expected, kinds, seen)
@@ -233,10 +231,10 @@ class Guide:
         able = (outlook.fits >= SURE) & (promise > math.log1p(WORTH))
         if not able.any():
             return None
-        fewest = np.array([len(_kind(spec, self.space)) for spec in kinds], dtype=float)
+        fewest = np.array([len(kind_of(spec, self.space)) for spec in kinds], dtype=float)
         fewest[~able] = np.inf
         top = int(np.where(fewest == fewest.min(), outlook.log_speed, -np.inf).argmax())
-        return self._choice(outlook, top, f"prices a compromise: {'; '.join(_kind(kinds[top], self.space))}")
+        return self._choice(outlook, top, f"prices a compromise: {'; '.join(kind_of(kinds[top], self.space))}")
 
     def _seconds(self, outlook: _Outlook, seen: Sequence[Seen]) -> Floats:
         """Expected wall time of each candidate's trial, in proportion to its step where one was measured."""
@@ -274,16 +272,6 @@ def _speeds(seen: Sequence[Seen], expected: Expectation) -> list[Observation]:
         for one in seen
         if one.speed
     ]
-
-
-def _kind(spec: TrialSpec, space: LegalSpace) -> tuple[str, ...]:
-    return tuple(training_changes(spec, space.reference))
-
-
-def _made_of(kind: Sequence[str], others: Iterable[Sequence[str]]) -> bool:
-    """Whether smaller kinds make up this one."""
-    parts = [set(other) for other in others if set(other) < set(kind)]
-    return set().union(*parts) == set(kind)
 
 
 def _rank(values: Floats) -> Floats:

@@ -25,7 +25,6 @@ from autofit.errors import AutofitError, Interrupted
 from autofit.launch import gpus
 from autofit.launch.local import Heartbeat, Limits, LocalExecutor
 from autofit.search.guide import Halt
-from autofit.search.samplers import propose
 from autofit.store.store import Store
 from autofit.tuning.compromise import Compromise, compromise_table
 from autofit.tuning.figures import Figures, figures, of_trial
@@ -34,7 +33,7 @@ from autofit.tuning.front import pareto_front
 from autofit.tuning.growth import judge
 from autofit.tuning.guidance import Guidance
 from autofit.tuning.misses import Miss, nearest
-from autofit.tuning.orders import CONFIRM_FACTOR, lacks_room_for_checkpoint, order, timed_steps
+from autofit.tuning.orders import CONFIRM_FACTOR, lacks_room_for_checkpoint, like_all, order, timed_steps
 from autofit.tuning.plan import Plan
 from autofit.tuning.reuse import own_trials, take_over
 from autofit.tuning.winner import ranking, within_budget
@@ -179,6 +178,8 @@ class _Driver:
     def search(self, stop: StopRule) -> str | None:
         """Runs trials until `stop`, or until the sampler ends the search: then its reason."""
         started = time.monotonic()
+        if not self._trials("search"):  # else there may be nothing to run, and the answer should not wait for it
+            self._executor.warm_up(self._dir, like_all(self._plan))
         while True:
             history = self._trials("search")
             own = own_trials(self._study, history)
@@ -187,7 +188,7 @@ class _Driver:
                 return None
             if stop.seconds is not None and time.monotonic() - started + _expected_seconds(history) > stop.seconds:
                 return None
-            found = propose(self._study.sampler, self._guidance.context(history))
+            found = self._guidance.propose(history)
             if isinstance(found, Halt):
                 self._listener.said(found.reason)
                 return found.reason
@@ -213,7 +214,7 @@ class _Driver:
             confirmed_by=confirmed_by,
             legal=legal,
             front=tuple(pareto_front(figures(self._study, trials), legal.floor)),
-            compromises=tuple(compromise_table(self._study, trials, winner, self._guidance.forecasts) if winner else ()),
+            compromises=tuple(compromise_table(self._study, trials, winner, self._guidance.beside(winner)) if winner else ()),
             miss=None if winner else nearest(self._study, self._guidance.context(trials), self._foresight),
             stop_reason=stop_reason,
         )

@@ -15,6 +15,7 @@ from autofit.predict.devices import DeviceModel, of_hardware
 from autofit.predict.learned import Basis, Measured, learn
 from autofit.predict.many import Forecaster
 from autofit.predict.predictor import Predictor
+from autofit.predict.tracers import Tracers
 from autofit.tuning.data import StudyData
 from autofit.tuning.forecast import explain
 from autofit.tuning.fragmentation import foretell, words
@@ -42,13 +43,19 @@ class Foresight:
         self._basis = Basis.of(study.model, card.name, predictor.versions)
 
     @classmethod
-    def of(cls, study: StudyRecord, said: Callable[[str], None], data: StudyData | None = None) -> "Foresight | None":
+    def of(
+        cls,
+        study: StudyRecord,
+        said: Callable[[str], None],
+        data: StudyData | None = None,
+        tracers: Tracers | None = None,
+    ) -> "Foresight | None":
         """For a study on the CPU, or on GPUs whose rates are known; None for any other. `data` has lengths to replay."""
         card = of_hardware(study.hardware)
         if card is None:
             return None
         environment = probe(study.python)
-        predictor = Predictor(environment.python, environment.versions, device=card)
+        predictor = Predictor(environment.python, environment.versions, device=card, tracers=tracers)
         return cls(study, predictor, card, said, data, Forecaster(predictor))
 
     def survey(self, points: Sequence[TrialSpec]) -> dict[TrialSpec, Prediction]:

@@ -57,6 +57,20 @@ def order(plan: Plan, trial: TrialRecord, said: Callable[[str], None], *, checkp
     )
 
 
+def like_all(plan: Plan) -> RunSpec:
+    """What every trial of a study has in common: the reference, without samples."""
+    study = plan.study
+    assert study.hardware.device != "none"
+    return RunSpec(
+        trial=plan.legal.reference,
+        model=study.model,
+        engine=study.engine,
+        arguments={} if study.engine == "llamafactory" else None,
+        device=study.hardware.device,
+        measure=study.space.measure,
+    )
+
+
 def timed_steps(study: StudyRecord, purpose: Purpose) -> int:
     """Optimizer steps of a trial that are timed."""
     measure = study.space.measure

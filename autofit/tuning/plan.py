@@ -20,8 +20,9 @@ from autofit.data.sources import find_sources
 from autofit.errors import UsageError
 from autofit.launch import gpus
 from autofit.launch.environment import TrainingEnvironment, probe
-from autofit.predict.devices import CPU, device_model, for_memory
+from autofit.predict.devices import CPU, device_model, for_memory, of_hardware
 from autofit.predict.predictor import Predictor
+from autofit.predict.tracers import Tracers
 from autofit.store.store import Store
 from autofit.tuning.batches import Batches
 from autofit.tuning.data import StudyData, data_notes, read_data
@@ -75,6 +76,8 @@ class Plan:
     batches: Batches | None = None
     """Which samples of the user's data the trials see; None: there is no profile of them, or trials run on synthetic ones."""
     data: StudyData | None = None
+    tracers: Tracers | None = None
+    """Of the study's interpreter, perhaps at work already; None: not started for this plan."""
 
 
 def plan_study(request: SearchRequest, progress: Progress | None = None) -> Plan:
@@ -93,6 +96,7 @@ def plan_study(request: SearchRequest, progress: Progress | None = None) -> Plan
     notes += more
     runs = hardware.device != "none"
     environment = probe(request.python or sys.executable)
+    tracers = _tracers(request, environment, space, model, hardware)
     data, why_not = read_data(space, model, environment, (start.path, start.text) if start else None, progress)
     reference = reference_spec(space, model, len(hardware.devices), data.floor(None, model) if data else None)
     choice = Choice("transformers", "nothing is run")
@@ -123,7 +127,23 @@ def plan_study(request: SearchRequest, progress: Progress | None = None) -> Plan
     )
     if start:
         start.refuse(study.engine)
-    return Plan(study, legal, tuple(notes), _batches(study, data, environment), data)
+    return Plan(study, legal, tuple(notes), _batches(study, data, environment), data, tracers)
+
+
+def _tracers(
+    request: SearchRequest, environment: TrainingEnvironment, space: SearchSpace, model: Model, hardware: Hardware
+) -> Tracers:
+    """What will trace the study's variants. It imports while the data are read, if the reference's variant is not known yet."""
+    tracers = Tracers(environment.python)
+    predictor = Predictor(environment.python, environment.versions, device=of_hardware(hardware), tracers=tracers)
+    predicts = hardware.device == "none" or (request.sampler == "guided" and predictor.device is not None)
+    try:
+        known = predictor.kept(reference_spec(space, model, len(hardware.devices)), model)
+    except UsageError:  # of its data, perhaps, it may turn out to be a legal one
+        known = False
+    if predicts and not known:
+        tracers.warm_up()
+    return tracers
 
 
 def _batches(study: StudyRecord, data: StudyData | None, environment: TrainingEnvironment) -> Batches | None:

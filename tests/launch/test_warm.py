@@ -71,6 +71,23 @@ def test_trials_share_a_server_and_are_read_like_others(trials: Trials, tmp_path
     assert trials.said == []
 
 
+def test_a_server_that_was_started_ahead_runs_the_first_trial(
+    trials: Trials, tmp_path: Path, run_spec: Callable[..., RunSpec]
+) -> None:
+    trials.executor.warm_up(tmp_path, run_spec(zero_stage=3))
+    ahead = trials.servers_now()
+    assert len(ahead) == 1
+    assert trials.run("a").outcome == "COMPLETED"
+    assert trials.servers == [ahead]
+
+
+def test_an_executor_that_forks_nothing_starts_nothing_ahead(
+    stub_python: str, cpu: Hardware, tmp_path: Path, run_spec: Callable[..., RunSpec]
+) -> None:
+    LocalExecutor(stub_python, cpu, QUICK).warm_up(tmp_path / "runs", run_spec())
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("change", ["environment", "ranks"])
 def test_what_a_process_has_from_its_start_has_a_server_of_its_own(
     trials: Trials, monkeypatch: pytest.MonkeyPatch, change: str
