@@ -138,15 +138,12 @@ class _Crew:
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
-    """It leaves at the end of its input, and is killed if it does not."""
+    """Kills it, and with it those that it has forked: it has nothing to tidy up, and may be importing for seconds."""
+    process.kill()
+    process.wait()
     for stream in (process.stdin, process.stdout):
         try:
             if stream is not None:
                 stream.close()
         except OSError:
-            pass
-    try:
-        process.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            pass  # what it was not told any more

@@ -219,11 +219,14 @@ class Guide:
     def _compromise(
         self, expected: Expectation, others: Sequence[TrialSpec], seen: Sequence[Seen], best: Seen | None
     ) -> Choice | None:
-        """A trial that prices another training: each kind once, single changes first; irreducible ones where something fits."""
+        """A trial that prices another training: each kind once, single changes first; irreducible ones where something fits.
+
+        Of what is predicted at all: a rule of thumb makes nothing sure to fit.
+        """
         priced = {kind_of(one.spec, self.space) for one in seen if self.space.breaches(one.spec)}
-        kinds = [
-            spec for spec in (irreducible(others, self.space) if best else others) if kind_of(spec, self.space) not in priced
-        ]
+        kinds = irreducible(others, self.space) if best else others
+        kinds = [spec for spec in kinds if kind_of(spec, self.space) not in priced]
+        kinds = [spec for spec in kinds if spec in self.forecasts] if self.forecasts else kinds
         if not kinds or len(priced) >= self.compromises:
             return None
         outlook = self._outlook(expected, kinds, seen)

@@ -177,6 +177,12 @@ def test_another_training_is_tried_last_a_few_times_and_where_it_surely_fits(leg
     assert max((one.speed or 0) for one in found.seen[:first]) >= 0.98 * exhaustive(legal)
 
 
+def test_another_training_of_which_nothing_is_predicted_is_not_tried(legal: LegalSpace) -> None:
+    own = {spec: told for spec, told in forecasts(legal).items() if not legal.breaches(spec)}
+    found = search(legal, own)
+    assert found.halt and not any(legal.breaches(one.spec) for one in found.seen)
+
+
 def test_no_compromise_is_tried_when_none_is_wanted(legal: LegalSpace) -> None:
     guide = Guide(legal, BUDGET, "samples_per_second", forecasts(legal), compromises=0)
     seen: list[Seen] = []
