@@ -75,7 +75,7 @@ def fill(file: Path, count: int) -> None:
                 memory_budget_bytes=72 * 1024**3,
                 objective="samples_per_second",
             )
-            rows.append(dict.fromkeys(names) | {"study_id": 1} | trial_row(record, 72 * 1024**3) | ended)
+            rows.append(dict.fromkeys(names) | {"study_id": 1} | trial_row(record, 72 * 1024**3, as_asked=1) | ended)
             documents.append(
                 {"trial_id": number + 1, "spec": to_json(record.spec), "result": to_json(result), "prediction": None}
             )

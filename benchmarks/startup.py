@@ -193,7 +193,7 @@ def _row(number: int, chance: random.Random) -> tuple[dict[str, object], str, st
     record = TrialRecord(
         study="study-0", trial_number=number, spec=spec, reason="sampled", run_dir=f"runs/{number}", started_at=began
     )
-    row = {"study_id": 1, **trial_row(record, BUDGET)}
+    row = {"study_id": 1, **trial_row(record, BUDGET, as_asked=number % 2)}
     finished = {"started_at": row["started_at"], "finished_at": began + timedelta(seconds=90), "memory_budget_bytes": BUDGET}
     result = _result(chance)
     return {**row, **result_row(result, objective="samples_per_second", **finished)}, to_json(spec), to_json(result)

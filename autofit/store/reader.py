@@ -90,7 +90,7 @@ class Reader:
     def studies(self) -> Rows:
         """One row a study, oldest first: its columns, how many trials it has of each kind, and its best.
 
-        That is its winner; without one that was measured, the fastest that fits, whatever it trains.
+        That is its winner; without one that was measured, the fastest that fits and trains what was asked for.
         """
         sql = """
             SELECT s.name AS study, s.status, s.model, s.device, s.engine, s.sampler, s.seed, s.gpu_mem_bytes,

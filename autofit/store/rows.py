@@ -6,7 +6,7 @@ are rebuilt; every other column repeats a part of them so that SQL can ask for i
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -14,10 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from autofit.config.objective import Objective, rate_of
 from autofit.config.prediction import Prediction
+from autofit.config.quality import breaches
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.result import TrialResult
+from autofit.config.space import reference_spec
 from autofit.config.trial import TrialSpec
-from autofit.errors import StoreError
+from autofit.errors import AutofitError, StoreError
 from autofit.store.tables import MEASURED_OUTCOMES
 
 Row = dict[str, Any]
@@ -53,11 +55,22 @@ def study_record(row: Mapping[str, Any]) -> StudyRecord:
     return _rebuilt(StudyRecord, {**stored, **changed}, f"study {row['name']}")
 
 
-def trial_row(record: TrialRecord, memory_budget_bytes: int) -> Row:
+def asked_for(study: Mapping[str, Any]) -> Callable[[TrialSpec], int | None]:
+    """Whether a spec trains what the user of a row of `studies` asked for, as a column; None: that cannot be worked out."""
+    try:
+        record = study_record(study)
+        wanted = reference_spec(record.space, record.model, len(record.hardware.devices), record.floor)
+    except AutofitError:  # another autofit's study
+        return lambda spec: None
+    return lambda spec: int(not breaches(spec, wanted, record.space.quality, record.floor))
+
+
+def trial_row(record: TrialRecord, memory_budget_bytes: int, as_asked: int | None) -> Row:
     """The columns of a trial that has just started, all but `study_id`. `memory_budget_bytes` is the study's."""
     return {
         "trial_number": record.trial_number,
         "purpose": record.purpose,
+        "as_asked": as_asked,
         "config_key": record.spec.config_key(),
         "state": "RUNNING",
         "attempt": record.attempt,

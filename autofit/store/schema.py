@@ -138,6 +138,7 @@ def upgrade(file: Path) -> Schema:
                 before = read_schema(raw, file)
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
+                _judge_trials(raw)
                 if broken := raw.execute("PRAGMA foreign_key_check").fetchone():
                     raise StoreError(
                         f"database {file}: the upgrade would break a reference in table {broken[0]}; nothing was changed"
@@ -150,3 +151,29 @@ def upgrade(file: Path) -> Schema:
     except CommandError as error:
         raise StoreError(f"database {file}: cannot be upgraded: {error}") from error
     return before
+
+
+def _judge_trials(connection: sqlite3.Connection) -> None:
+    """Fills `trials.as_asked` where it is missing, from the records: an older autofit did not write it.
+
+    It stays NULL where a record is of another autofit and cannot be read.
+    """
+    from pydantic import ValidationError
+
+    from autofit.config.trial import TrialSpec
+    from autofit.store.rows import asked_for
+
+    unknown = connection.execute("SELECT * FROM studies WHERE id IN (SELECT study_id FROM trials WHERE as_asked IS NULL)")
+    names = [column[0] for column in unknown.description]
+    for study in [dict(zip(names, row, strict=True)) for row in unknown]:
+        judge, found = asked_for(study), []
+        specs = connection.execute(
+            "SELECT id, spec FROM trials JOIN trial_documents ON trial_id = id WHERE study_id = ? AND as_asked IS NULL",
+            (study["id"],),
+        )
+        for number, spec in specs.fetchall():
+            try:
+                found.append((judge(TrialSpec.model_validate_json(spec)), number))
+            except ValidationError:
+                continue
+        connection.executemany("UPDATE trials SET as_asked = ? WHERE id = ?", found)

@@ -15,7 +15,7 @@ from autofit.config.result import TrialResult
 from autofit.errors import NotFound, StoreError
 from autofit.store import schema
 from autofit.store.reader import Reader, Rows, no_such_study
-from autofit.store.rows import result_row, study_record, study_row, to_json, to_text, trial_record, trial_row
+from autofit.store.rows import asked_for, result_row, study_record, study_row, to_json, to_text, trial_record, trial_row
 from autofit.store.sqlite import check_file, connect, database_file, explain
 from autofit.store.tables import studies, trial_documents, trials
 
@@ -119,7 +119,7 @@ class Store:
         """
         with self._transaction(write=True) as connection:
             study = self._study_row(connection, record.study)
-            row = {"study_id": study["id"], **trial_row(record, study["memory_budget_bytes"])}
+            row = {"study_id": study["id"], **trial_row(record, study["memory_budget_bytes"], asked_for(study)(record.spec))}
             same = (trials.c.config_key == row["config_key"]) & (trials.c.purpose == record.purpose)
             same &= trials.c.purpose != "launch"  # the user may launch one configuration as often as he likes
             clash = connection.execute(
@@ -144,7 +144,8 @@ class Store:
         """
         with self._transaction(write=True) as connection:
             found = self._study_row(connection, study)
-            rows = [{"study_id": found["id"], **_finished_row(record, found)} for record in records]
+            judge = asked_for(found)
+            rows = [{"study_id": found["id"], **_finished_row(record, found, judge(record.spec))} for record in records]
             connection.execute(insert(trials), rows)
             numbered = select(trials.c.trial_number, trials.c.id).where(trials.c.study_id == found["id"])
             ids = {row.trial_number: row.id for row in connection.execute(numbered)}
@@ -282,11 +283,11 @@ class Store:
         return row
 
 
-def _finished_row(record: TrialRecord, study: Mapping[str, Any]) -> dict[str, Any]:
+def _finished_row(record: TrialRecord, study: Mapping[str, Any], as_asked: int | None) -> dict[str, Any]:
     """All columns of a trial that was not run; those that nothing fills are None, so that all rows have the same."""
     if record.result is None or record.finished_at is None:
         raise StoreError(f"trial {record.trial_number} of study '{record.study}' has no result; start it instead")
-    started = trial_row(record, study["memory_budget_bytes"])
+    started = trial_row(record, study["memory_budget_bytes"], as_asked)
     result = result_row(
         record.result,
         started_at=started["started_at"],

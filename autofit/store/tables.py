@@ -29,7 +29,7 @@ POSITIVE_COLUMNS = (
 )  # fmt: skip
 """Never zero or negative: what was not measured is NULL."""
 BOOLEAN_COLUMNS = (
-    "pure_bf16", "offload_optimizer", "offload_param", "gradient_checkpointing",
+    "as_asked", "pure_bf16", "offload_optimizer", "offload_param", "gradient_checkpointing",
     "freeze_vision_tower", "freeze_multi_modal_projector", "freeze_language_model", "fused_cross_entropy",
 )  # fmt: skip
 
@@ -75,6 +75,7 @@ trials = Table(
     Column("study_id", Integer, ForeignKey("studies.id", name="fk_trials_study"), nullable=False),
     Column("trial_number", Integer, nullable=False),
     Column("purpose", Text, nullable=False),
+    Column("as_asked", Integer),
     Column("config_key", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("attempt", Integer, nullable=False),

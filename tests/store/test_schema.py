@@ -78,12 +78,31 @@ def test_a_frozen_database_is_upgraded_with_its_records(dump: Path, tmp_path: Pa
         assert store.study("first") == study_record()
         assert [trial.result for trial in store.trials()] == [completed(), out_of_memory(), None]
         assert store.query("SELECT trial_number FROM best_trials").rows == [(0,)]
+        assert store.query("SELECT as_asked FROM trials ORDER BY trial_number").rows == [(1,), (1,), (1,)]
         predictions = [None if dump.stem == "store_0001" else prediction(), None, None]  # 0001 knew none
         assert [trial.prediction for trial in store.trials()] == predictions
         assert len(store.query("SELECT * FROM prediction_accuracy").rows) == sum(found is not None for found in predictions)
         store.start_trial(trial_record(3, prediction=prediction()))
         store.finish_trial("first", 3, NOON, completed())
         assert store.trial("first", 3).prediction == prediction()
+
+
+def test_an_upgrade_tells_which_trials_train_what_was_asked_for(tmp_path: Path) -> None:
+    """From the records; of a study that cannot be read any more nothing is said, and its best is the fastest, as it was."""
+    file = tmp_path / "old.db"
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript((DATA / "store_0005.sql").read_text())
+        connection.execute("UPDATE trial_documents SET spec = json_set(spec, '$.cutoff_len', 64) WHERE trial_id = 1")
+        connection.commit()
+        schema.upgrade(file)
+        assert connection.execute("SELECT as_asked FROM trials ORDER BY id").fetchall() == [(0,), (1,), (1,)]
+        assert connection.execute("SELECT trial_number FROM best_trials").fetchall() == []
+        connection.execute("UPDATE trials SET as_asked = NULL")
+        connection.execute("UPDATE studies SET record = json_set(record, '$.engine', 'of tomorrow')")
+        connection.commit()
+        schema.upgrade(file)
+        assert connection.execute("SELECT as_asked FROM trials ORDER BY id").fetchall() == [(None,)] * 3
+        assert connection.execute("SELECT trial_number FROM best_trials").fetchall() == [(0,)]
 
 
 def test_an_upgraded_table_is_the_one_that_a_new_database_gets(database: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import random
 import statistics
+from pathlib import Path
 
 import pytest
 from store_records import NOON, completed, out_of_memory, prediction, study_record, trial_record
@@ -49,6 +50,24 @@ def test_best_trials_are_the_fastest_within_the_budget(store: Store) -> None:
     by_samples = max(candidates(store, "samples"), key=lambda trial: (trial[1], -trial[0]))
     by_tokens = max(candidates(store, "tokens"), key=lambda trial: (trial[2], -trial[0]))
     assert found == {"samples": by_samples[0], "tokens": by_tokens[0]}
+
+
+def test_a_faster_trial_of_another_training_is_not_the_best(tmp_path: Path) -> None:
+    with Store.open(str(tmp_path / "autofit.db")) as store:
+        store.create_study(study_record())
+        allowed = study_record("allowed", space={"quality": {"min_cutoff_len": 512}})
+        store.create_study(allowed)
+        asked = trial_record(0).spec
+        for study in ("first", "allowed"):
+            specs = [asked, *(asked.model_copy(update=change) for change in ({"method": "lora"}, {"cutoff_len": 512}))]
+            for number, spec in enumerate(specs):
+                store.start_trial(trial_record(number, study, spec=spec))
+                store.finish_trial(study, number, NOON, completed(1.0 + number))
+        assert store.query("SELECT study, trial_number FROM best_trials ORDER BY study").rows == [("allowed", 2), ("first", 0)]
+        listed = {row["study"]: row["best_trial_number"] for row in store.reader().studies().as_dicts()}
+        assert listed == {"allowed": 2, "first": 0}
+        rows = store.query("SELECT study, trial_number, as_asked FROM trial_list ORDER BY study, trial_number").rows
+        assert [row[2] for row in rows] == [1, 0, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("study", ["samples", "tokens"])

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from store_records import study_record
 
 from autofit.config.model import Model
-from autofit.store import Store
+from autofit.store import Store, schema
 
 
 def fault(answer: Any, status: int) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def test_a_database_that_is_locked_gone_or_newer_is_503(
     assert "upgrade autofit" in fault(client.get("/api/studies"), 503)["message"]
     fault(client.get("/api/health"), 503)
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '0005'")
+        connection.execute("UPDATE alembic_version SET version_num = ?", (schema.head_revision(),))
     assert client.get("/api/studies").status_code == 200, "it answers again when the database does"
     database.rename(database.with_suffix(".away"))
     assert "no database" in fault(client.get("/api/studies"), 503)["message"]
