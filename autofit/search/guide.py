@@ -34,6 +34,8 @@ DESPERATE = 0.02
 """The same while nothing is known to fit; the first trial is made whatever is predicted, since predictions can be wrong."""
 GAMBLE = 0.02
 """Expected improvement, times the probability of fitting, that a trial must promise that is not `SAFE`."""
+BLIND_GAMBLE = 0.005
+"""The same where nothing is predicted: few trials are safe then, and only trials tell which are."""
 CAUTION = 4
 """Power of the probability of fitting in the score: what may run out of memory is left until more is known of it."""
 SURE = 0.95
@@ -198,7 +200,7 @@ class Guide:
         goal = math.log(best.speed)
         gain = expected_excess(goal, outlook.log_speed, outlook.deviation)
         worth = (outlook.bound > goal + math.log1p(WORTH)) & (
-            (outlook.fits >= SAFE) | (hopeful & (gain * outlook.fits > GAMBLE))
+            (outlook.fits >= SAFE) | (hopeful & (gain * outlook.fits > (GAMBLE if self.forecasts else BLIND_GAMBLE)))
         )
         if not worth.any():
             top = int(np.where(outlook.fits >= SAFE, outlook.bound, -np.inf).argmax())
