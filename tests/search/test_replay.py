@@ -144,3 +144,12 @@ def test_a_search_on_a_recorded_table_takes_a_handful_of_trials(file: Path) -> N
         course = replay(CONTESTANTS["guided"].make(found, seed), found, seed, 60)
         assert (course.trials_to(0.98) or 60) <= 8
         assert course.out_of_memory <= 1 and course.ended
+
+
+@pytest.mark.parametrize("name", ["cpu_vl", "cpu_vl_ddp"])
+def test_a_search_that_is_told_nothing_does_not_end_far_from_the_best(name: str) -> None:
+    """Its guesses of memory are wrong by half, so that it has to risk trials that may not fit."""
+    table = load(HERE / "tables" / f"{name}.jsonl").without_forecasts()
+    courses = [replay(sampled("guided", table, seed), table, seed, limit=40) for seed in range(3)]
+    assert max(course.regrets[-1] for course in courses) <= 0.05
+    assert all(course.ended and len(course.regrets) <= 20 for course in courses)
