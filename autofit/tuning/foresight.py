@@ -41,6 +41,7 @@ class Foresight:
         self._forecaster = forecaster
         self._reasons: set[str] = set()
         self._basis = Basis.of(study.model, card.name, predictor.versions)
+        self._untaught = predictor.calibrations, predictor.constants
 
     @classmethod
     def of(
@@ -59,14 +60,19 @@ class Foresight:
         return cls(study, predictor, card, said, data, Forecaster(predictor))
 
     def survey(self, points: Sequence[TrialSpec]) -> dict[TrialSpec, Prediction]:
-        """Predictions of all points that can be predicted; to be asked before the first `before`, which refits the constants.
+        """Predictions of all points that can be predicted, whenever it is asked without what the study's trials have taught.
 
-        They start a search, whose own models learn what is wrong with them: a correction on top would be learnt twice.
+        A search's own models learn what is wrong with them: a correction on top would be learnt twice.
         """
         if self._forecaster is None:
             return {}
         self._said(f"predicting {len(points)} configurations")
-        answers = self._forecaster.all_of(points, self._study.model, self._study.memory_budget_bytes)
+        taught = self._predictor.calibrations, self._predictor.constants
+        self._predictor.calibrations, self._predictor.constants = self._untaught
+        try:
+            answers = self._forecaster.all_of(points, self._study.model, self._study.memory_budget_bytes)
+        finally:
+            self._predictor.calibrations, self._predictor.constants = taught
         return {spec: answer for spec, answer in answers.items() if isinstance(answer, Prediction)}
 
     def remedies(self, spec: TrialSpec) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Predictions of trials that run: stored before, held against what was measured, corrected by it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from autofit.config.model import Model
 from autofit.config.trial import TrialSpec
 from autofit.predict.calibrate import Calibration
 from autofit.predict.devices import device_model
+from autofit.predict.many import Answers
 from autofit.predict.roofline import Constants, Job, Operations, Timing
 from autofit.store.store import Store
 from autofit.tuning.driver import StopRule, run_search
@@ -31,6 +32,11 @@ class Corrected(MadeUp):
         self.calibrations: dict[str, Calibration] = {}
         self.constants = Constants()
         self.timed: list[TrialSpec] = []
+        self.surveyed: list[tuple[object, object]] = []
+
+    def all_of(self, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None) -> Answers:
+        self.surveyed.append((dict(self.calibrations), self.constants))
+        return super().all_of(specs, model, gpu_mem_bytes)
 
     def timing(self, spec: TrialSpec, model: Model) -> Timing:
         if spec not in self.timed:
@@ -85,6 +91,15 @@ def test_trials_of_the_same_versions_correct_the_next_prediction(searched: Calla
     searched(predictor)
     assert predictor.calibrations["device"].residuals > 0
     assert predictor.constants.measured_steps == len(predictor.timed) > 0
+
+
+def test_what_trials_have_taught_is_left_out_of_what_is_predicted_for_the_sampler_later(searched: Callable[..., Any]) -> None:
+    """Its own model learns from the same trials: with both, a prediction would be corrected twice."""
+    predictor = Corrected(scale=0.05)
+    searched(predictor, trials=12)
+    assert len(predictor.surveyed) >= 2, "other trainings were not asked about after the search"
+    assert all(known == ({}, Constants()) for known in predictor.surveyed)
+    assert predictor.constants != Constants(), "nothing was learnt that could have been left out"
 
 
 def test_trials_of_other_versions_teach_nothing(searched: Callable[..., Any]) -> None:
