@@ -22,7 +22,7 @@ def test_tracers_import_ahead_only_where_something_is_to_be_traced(
     stub_python: str, monkeypatch: pytest.MonkeyPatch, sampler: str, device: str, known: bool, started: bool
 ) -> None:
     warmed: list[Tracers] = []
-    monkeypatch.setattr(Tracers, "warm_up", warmed.append)
+    monkeypatch.setattr(Tracers, "warm_up", lambda self: warmed.append(self))  # noqa: PLW0108 - a method
     monkeypatch.setattr(Predictor, "kept", lambda self, spec, model: known)
     request = SearchRequest(
         gpu_mem_bytes=2**31,
