@@ -203,6 +203,8 @@ class _Driver:
         trials = self._trials("search")
         legal = self._plan.legal
         ranked = ranking(self._study, trials, legal)
+        if ranked:
+            self._guidance.beside(ranked[0])  # takes a while where a limit ended the search: before it is called finished
         answered = from_store and not own_trials(self._study, trials)
         winner, confirmed_by = self._stored(ranked) if answered else self._confirm(ranked[:CONFIRM_CANDIDATES])
         self._store.set_study_status(self._study.name, "FINISHED", winner.trial_number if winner else None, stop_reason)

@@ -65,7 +65,7 @@ class Guidance:
         if study.sampler != "guided":
             return context
         only_taken_over = history and not own_trials(study, history)
-        self._predict([spec for spec in self._plan.legal.points if not self._plan.legal.breaches(spec)])
+        self._predict_own()
         return Context(
             **{
                 **vars(context),
@@ -78,8 +78,13 @@ class Guidance:
 
     def beside(self, winner: TrialRecord) -> Mapping[TrialSpec, Prediction]:
         """Predictions of what may stand beside a winner; empty for another sampler than `guided`, and where there are none."""
+        self._predict_own()
         self._look_beside(winner)
         return self._forecasts
+
+    def _predict_own(self) -> None:
+        """Predicts what may win."""
+        self._predict([spec for spec in self._plan.legal.points if not self._plan.legal.breaches(spec)])
 
     def _look_beside(self, best: TrialRecord | None) -> bool:
         """Predicts other trainings than the reference's, as far as `best` asks for it. Whether anything was new."""

@@ -104,6 +104,8 @@ def test_the_references_training_is_predicted_first_and_others_when_its_search_i
     asked = len(foresight.asked)
     assert set(guidance.beside(best)) == set.union(*foresight.asked)
     assert len(foresight.asked) == asked, "asked again what is known"
+    resumed = Guidance(plan, store, foresight, lambda message: None)  # type: ignore[arg-type]
+    assert resumed.beside(best) == guidance.beside(best), "a study that goes on at its limit proposes nothing"
 
 
 def test_another_training_is_predicted_as_the_best_runs_and_otherwise_only_where_that_does_not_fit(
