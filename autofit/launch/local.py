@@ -81,6 +81,9 @@ class Group(Protocol):
     def poll(self) -> int | None:
         """Exit status, or None while it runs."""
 
+    def rest(self, seconds: float) -> None:
+        """Waits until there may be something to see, at most so long."""
+
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to every member."""
 
@@ -226,7 +229,7 @@ class LocalExecutor:
                 return TrialResult(
                     outcome="TIMEOUT", phase=phase, message=f"still running after {self._limits.trial:.0f} s, in {phase}"
                 )
-            time.sleep(POLL_SECONDS)
+            group.rest(POLL_SECONDS)
         return status
 
     def _read(self, run_dir: Path, status: int, oom_kills: int) -> TrialResult:

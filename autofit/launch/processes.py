@@ -57,6 +57,13 @@ class ProcessGroup:
         """Exit status of the first process (negative: the signal that ended it), or None while it runs."""
         return self._process.poll()
 
+    def rest(self, seconds: float) -> None:
+        """Waits until the first process has ended, at most so long."""
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+
     def signal(self, number: signal.Signals) -> None:
         """Sends a signal to every member."""
         signal_group(self.pgid, number)

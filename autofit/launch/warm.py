@@ -10,6 +10,7 @@ else (ZeRO stage, method, batch) comes after the fork.
 
 import json
 import os
+import select
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,6 +89,10 @@ class Server:
             raise Doubt("the process that trials are forked from has ended")
         return found
 
+    def rest(self, seconds: float) -> None:
+        """Waits until there is something to read, or the end of it, at most so long."""
+        select.select([self._answers], [], [], seconds)
+
     def stop(self) -> None:
         """Ends it; nothing of it is left."""
         self._orders.close()
@@ -119,6 +124,10 @@ class WarmTrial:
                     note_group(self._run_dir, self._pgid)
                 self._status = answer.get("exit", self._status)
         return self._status
+
+    def rest(self, seconds: float) -> None:
+        """Waits until the server says something or has ended, at most so long."""
+        self._server.rest(seconds)
 
     def signal(self, number: Signals) -> None:
         """Sends a signal to every process of the trial."""

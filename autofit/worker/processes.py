@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +17,8 @@ _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/m
 
 class Process(Protocol):
     """What the supervisor asks of a rank's process; `subprocess.Popen` has it too."""
+
+    pid: int
 
     @property
     def returncode(self) -> int | None:
@@ -68,6 +72,20 @@ def _live(life: Callable[[], int]) -> None:
             sys.stderr.flush()
         finally:
             os._exit(status)
+
+
+def rest(pids: Sequence[int], seconds: float) -> None:
+    """Waits until one of these children has ended, at most so long."""
+    ends: list[int] = []
+    try:
+        for pid in pids:
+            ends.append(os.pidfd_open(pid))
+        select.select(ends, [], [], seconds)
+    except (OSError, AttributeError):  # an older kernel, or another system
+        time.sleep(seconds)
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def die_with_parent(expected_parent: int | None) -> None:

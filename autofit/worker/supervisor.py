@@ -25,7 +25,7 @@ from autofit.worker.heartbeat import heartbeat_path
 from autofit.worker.merge import result_path, with_resumed, write_result
 from autofit.worker.order import RESUME, Order
 from autofit.worker.outcomes import says_out_of_memory
-from autofit.worker.processes import Process, die_with_parent, kernel_oom_kills
+from autofit.worker.processes import Process, die_with_parent, kernel_oom_kills, rest
 from autofit.worker.report import RankReport, job_id, read_report, report_path
 
 GRACE_SECONDS = 5.0
@@ -174,7 +174,7 @@ def _wait(job: _Job, parent: int | None) -> None:
             _signal(running, signal.SIGTERM)
         elif termed_at is not None and now - termed_at > GRACE_SECONDS:
             _signal(running, signal.SIGKILL)
-        time.sleep(POLL_SECONDS)
+        rest([rank.process.pid for rank in running], POLL_SECONDS)
 
 
 def _signal(ranks: list[_Rank], number: signal.Signals) -> None:

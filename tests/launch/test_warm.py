@@ -1,6 +1,7 @@
 """Trials forked from a server: they share it, and whatever goes wrong with it costs time but no result."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def test_a_server_that_was_started_ahead_runs_the_first_trial(
     trials: Trials, tmp_path: Path, run_spec: Callable[..., RunSpec]
 ) -> None:
     trials.executor.warm_up(tmp_path, run_spec(zero_stage=3))
-    ahead = trials.servers_now()
+    deadline = time.monotonic() + 10
+    while not (ahead := trials.servers_now()) and time.monotonic() < deadline:
+        time.sleep(0.02)  # until it is the program that it was started as
     assert len(ahead) == 1
     assert trials.run("a").outcome == "COMPLETED"
     assert trials.servers == [ahead]
