@@ -85,7 +85,7 @@ def _answer(first: Order, replies: int, life: Life) -> int:
     gc.freeze()  # or each fork looks through what the imports made, and copies the pages that it touches for that
     requests = _Requests()
     pages = file_pages() if first.device == "cpu" else []
-    at_start = _Resources.now()
+    at_start, server = _Resources.now(), os.getpid()
     os.environ.pop(_STARTED, None)
     while (line := requests.next()) is not None:
         try:
@@ -96,7 +96,7 @@ def _answer(first: Order, replies: int, life: Life) -> int:
         if doubt:
             _say(replies, refused=doubt)
             return 1
-        trial = Forked(lambda order=order: _trial(order, replies, _as_if_started(pages, life)))  # type: ignore[misc]
+        trial = Forked(lambda order=order: _trial(order, server, replies, _as_if_started(pages, life)))  # type: ignore[misc]
         try:
             os.setpgid(trial.pid, trial.pid)
         except OSError:
@@ -144,13 +144,15 @@ class _Requests:
         return True
 
 
-def _trial(order: Order, replies: int, life: Life) -> int:
-    """The supervisor of one trial: what the launcher otherwise starts with `run`."""
+def _trial(order: Order, server: int, replies: int, life: Life) -> int:
+    """The supervisor of one trial: what the launcher otherwise starts with `run`.
+
+    `server` is the process that it dies with. It comes from there: whoever is the parent by now may be another already.
+    """
     try:
         os.setpgid(0, 0)
     except OSError:
         pass  # the server was quicker
-    server = os.getppid()
     os.close(replies)
     os.chdir(order.folder)
     for number, name in ((1, "stdout.log"), (2, "stderr.log")):

@@ -122,6 +122,36 @@ def test_trials_die_with_their_server(start: Callable[..., Server], tmp_path: Pa
     wait_for(lambda: gone(pids))
 
 
+def test_a_trial_whose_server_died_as_it_was_forked_does_not_begin(tmp_path: Path) -> None:
+    """The trial looks for its parent only when the server has gone: it must not take the next one for it."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from autofit.worker import server\n"
+        "from autofit.worker.order import read_order\n"
+        "from autofit.worker.processes import Forked\n"
+        "order, me, run = read_order(Path(sys.argv[1])), os.getpid(), server._trial\n"
+        "def late(*given):\n"
+        "    while os.getppid() == me:\n"
+        "        time.sleep(0.01)\n"
+        "    return run(*given)\n"
+        "server._trial = late\n"
+        "life = lambda _: (order.folder / 'lived').touch() or time.sleep(600)\n"
+        "os.environ['AUTOFIT_SERVER'] = '1'\n"
+        "server.serve(order, lambda _: None, life)\n"
+    )
+    spec = write_spec(tmp_path)
+    command = [sys.executable, "-c", code, str(spec)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin and server.stdout
+        server.stdin.write(f"{spec}\n".encode())
+        server.stdin.flush()
+        trial = json.loads(server.stdout.readline())["pid"]
+        server.kill()
+    wait_for(lambda: gone([trial]))
+    assert not (tmp_path / "lived").exists()
+
+
 def test_a_server_dies_with_its_driver(tmp_path: Path) -> None:
     """A driver in between that is killed; the pipe to the server stays open, so only the kernel can tell it."""
     spec = write_spec(tmp_path)
