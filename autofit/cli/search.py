@@ -77,7 +77,8 @@ def search(  # noqa: PLR0917 - one parameter a flag
     from autofit.cli import output
     from autofit.config.model import ModelRef
     from autofit.store.store import Store
-    from autofit.tuning.plan import SearchRequest, plan_study, replan, stored_study
+    from autofit.tuning.plan import SearchRequest, plan_study
+    from autofit.tuning.replan import replan, stored_study
     from autofit.units import parse_bytes, parse_seconds
 
     signal.signal(signal.SIGTERM, _interrupt)
@@ -150,7 +151,7 @@ def search(  # noqa: PLR0917 - one parameter a flag
 
         stop, limits = StopRule(trials or 24, most), Limits(trial=longest)
         with search_view.progress(plan, stop) as listener:
-            foresight = Foresight.of(plan.study, listener.said, plan.data, plan.tracers)
+            foresight = Foresight.of(plan, listener.said)
             report = run_search(
                 store,
                 plan,

@@ -14,10 +14,7 @@ from autofit.config.brief import describe
 from autofit.config.quality import Quality
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.errors import AutofitError
-from autofit.launch.environment import probe
-from autofit.predict.devices import of_hardware
 from autofit.predict.many import Forecaster
-from autofit.predict.predictor import Predictor
 from autofit.store.store import Store
 from autofit.tuning import survey
 from autofit.tuning.plan import Plan
@@ -31,11 +28,9 @@ def run(store: Store, plan: Plan, *, as_json: bool) -> None:
     Raises:
         AutofitError: nothing fits that runs the reference's training, or nothing can be predicted.
     """
-    study = plan.study
-    environment = probe(study.python)
-    predictor = Predictor(environment.python, environment.versions, device=of_hardware(study.hardware), tracers=plan.tracers)
+    assert plan.predictor is not None
     with _progress(plan) as progress:
-        report = survey.run_survey(store, plan, Forecaster(predictor), progress)
+        report = survey.run_survey(store, plan, Forecaster(plan.predictor), progress)
     if as_json:
         output.print_json(as_document(report))
     else:

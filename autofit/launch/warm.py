@@ -91,7 +91,9 @@ class Server:
 
     def rest(self, seconds: float) -> None:
         """Waits until there is something to read, or the end of it, at most so long."""
-        select.select([self._answers], [], [], seconds)
+        heard = select.poll()
+        heard.register(self._answers, select.POLLIN)
+        heard.poll(1000 * seconds)
 
     def stop(self) -> None:
         """Ends it; nothing of it is left."""

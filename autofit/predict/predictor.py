@@ -141,6 +141,10 @@ class Predictor:
         wanted = [pair for pair in able if variant_key(*pair, stack, self._target) not in self._traces]
         self._traces |= symbolic_traces(wanted, stack, self.cache, self._crew(), self._target, on_progress)
 
+    def warm_up(self) -> None:
+        """Starts what traces, which imports for seconds, for a variant that is asked about within a minute."""
+        self._crew().warm_up()
+
     def kept(self, spec: TrialSpec, model: Model) -> bool:
         """Whether the variant of a spec is in the cache (a torn file counts; whoever reads it traces it again)."""
         return (self.cache / f"{variant_key(spec, model, self._stack(), self._target)}.npz").is_file()

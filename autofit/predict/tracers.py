@@ -38,7 +38,8 @@ class Tracers:
         What is wrong with the interpreter is said when it is asked to trace.
         """
         try:
-            self._started()
+            with self._turn:
+                self._started()
         except AutofitError:
             pass
 

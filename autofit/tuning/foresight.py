@@ -10,15 +10,14 @@ from autofit.config.prediction import Prediction
 from autofit.config.record import StudyRecord, TrialRecord
 from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError
-from autofit.launch.environment import probe
-from autofit.predict.devices import DeviceModel, of_hardware
+from autofit.predict.devices import DeviceModel
 from autofit.predict.learned import Basis, Measured, learn
 from autofit.predict.many import Forecaster
 from autofit.predict.predictor import Predictor
-from autofit.predict.tracers import Tracers
 from autofit.tuning.data import StudyData
 from autofit.tuning.forecast import explain
 from autofit.tuning.fragmentation import foretell, words
+from autofit.tuning.plan import Plan
 
 
 class Foresight:
@@ -44,20 +43,12 @@ class Foresight:
         self._untaught = predictor.calibrations, predictor.constants
 
     @classmethod
-    def of(
-        cls,
-        study: StudyRecord,
-        said: Callable[[str], None],
-        data: StudyData | None = None,
-        tracers: Tracers | None = None,
-    ) -> "Foresight | None":
-        """For a study on the CPU, or on GPUs whose rates are known; None for any other. `data` has lengths to replay."""
-        card = of_hardware(study.hardware)
-        if card is None:
+    def of(cls, plan: Plan, said: Callable[[str], None]) -> "Foresight | None":
+        """For a study on the CPU, or on GPUs whose rates are known; None for any other."""
+        predictor = plan.predictor
+        if predictor is None or predictor.device is None:
             return None
-        environment = probe(study.python)
-        predictor = Predictor(environment.python, environment.versions, device=card, tracers=tracers)
-        return cls(study, predictor, card, said, data, Forecaster(predictor))
+        return cls(plan.study, predictor, predictor.device, said, plan.data, Forecaster(predictor))
 
     def survey(self, points: Sequence[TrialSpec]) -> dict[TrialSpec, Prediction]:
         """Predictions of all points that can be predicted, whenever it is asked without what the study's trials have taught.

@@ -90,7 +90,7 @@ class Guidance:
         """Predicts other trainings than the reference's, as far as `best` asks for it. Whether anything was new."""
         legal, model = self._plan.legal, self._plan.study.model
         others = [spec for spec in legal.points if legal.breaches(spec)]
-        if best is None or self._foresight is None:
+        if best is None:
             return self._predict(others)
         traced = {_variant(spec, model) for spec in self._asked}
         others = irreducible(others, legal)

@@ -20,10 +20,8 @@ from autofit.data.sources import find_sources
 from autofit.errors import UsageError
 from autofit.launch import gpus
 from autofit.launch.environment import TrainingEnvironment, probe
-from autofit.predict.devices import CPU, device_model, for_memory, of_hardware
+from autofit.predict.devices import device_model, for_memory, of_hardware
 from autofit.predict.predictor import Predictor
-from autofit.predict.tracers import Tracers
-from autofit.store.store import Store
 from autofit.tuning.batches import Batches
 from autofit.tuning.data import StudyData, data_notes, read_data
 from autofit.tuning.engine import Choice, choose
@@ -76,8 +74,8 @@ class Plan:
     batches: Batches | None = None
     """Which samples of the user's data the trials see; None: there is no profile of them, or trials run on synthetic ones."""
     data: StudyData | None = None
-    tracers: Tracers | None = None
-    """Of the study's interpreter, perhaps at work already; None: not started for this plan."""
+    predictor: Predictor | None = None
+    """In the study's training environment, for its devices as far as their rates are known. All share its traces."""
 
 
 def plan_study(request: SearchRequest, progress: Progress | None = None) -> Plan:
@@ -96,7 +94,8 @@ def plan_study(request: SearchRequest, progress: Progress | None = None) -> Plan
     notes += more
     runs = hardware.device != "none"
     environment = probe(request.python or sys.executable)
-    tracers = _tracers(request, environment, space, model, hardware)
+    predictor = predictor_of(environment, hardware)
+    _warm_up(predictor, request, space, model, hardware)
     data, why_not = read_data(space, model, environment, (start.path, start.text) if start else None, progress)
     reference = reference_spec(space, model, len(hardware.devices), data.floor(None, model) if data else None)
     choice = Choice("transformers", "nothing is run")
@@ -127,122 +126,30 @@ def plan_study(request: SearchRequest, progress: Progress | None = None) -> Plan
     )
     if start:
         start.refuse(study.engine)
-    return Plan(study, legal, tuple(notes), _batches(study, data, environment), data, tracers)
+    return Plan(study, legal, tuple(notes), batches_of(study, data, predictor), data, predictor)
 
 
-def _tracers(
-    request: SearchRequest, environment: TrainingEnvironment, space: SearchSpace, model: Model, hardware: Hardware
-) -> Tracers:
-    """What will trace the study's variants. It imports while the data are read, if the reference's variant is not known yet."""
-    tracers = Tracers(environment.python)
-    predictor = Predictor(environment.python, environment.versions, device=of_hardware(hardware), tracers=tracers)
+def predictor_of(environment: TrainingEnvironment, hardware: Hardware) -> Predictor:
+    """The predictor of a study."""
+    return Predictor(environment.python, environment.versions, device=of_hardware(hardware))
+
+
+def batches_of(study: StudyRecord, data: StudyData | None, predictor: Predictor) -> Batches | None:
+    """The samples that a study's trials see; None where they are synthetic."""
+    if data is None or study.engine != "llamafactory":
+        return None
+    return Batches(data, study.model, predictor, study.seed)
+
+
+def _warm_up(predictor: Predictor, request: SearchRequest, space: SearchSpace, model: Model, hardware: Hardware) -> None:
+    """Has what traces import while the data are read, if the reference's variant is not known yet."""
     predicts = hardware.device == "none" or (request.sampler == "guided" and predictor.device is not None)
     try:
         known = predictor.kept(reference_spec(space, model, len(hardware.devices)), model)
     except UsageError:  # of its data, perhaps, it may turn out to be a legal one
         known = False
     if predicts and not known:
-        tracers.warm_up()
-    return tracers
-
-
-def _batches(study: StudyRecord, data: StudyData | None, environment: TrainingEnvironment) -> Batches | None:
-    if data is None or study.engine != "llamafactory":
-        return None
-    device = CPU if study.hardware.device == "cpu" else None
-    return Batches(data, study.model, Predictor(environment.python, environment.versions, device=device), study.seed)
-
-
-def stored_study(store: Store, name: str | None) -> StudyRecord:
-    """The study of that name, or the newest one.
-
-    Raises:
-        StoreError: no study has that name.
-        UsageError: there is no study at all.
-    """
-    if name is not None:
-        return store.study(name)
-    studies = store.studies()
-    if not studies:
-        raise UsageError("--resume: the database holds no study yet; leave --resume out to start one")
-    return max(studies, key=lambda study: study.created_at)
-
-
-def replan(study: StudyRecord, given: Mapping[str, Any], progress: Progress | None = None) -> Plan:
-    """A stored study, to go on with. `given` holds the settings that the user repeated (None: not said); they must agree.
-
-    What is legal stays as the study recorded it; the batches of its trials are chosen from the data as they are now.
-
-    Raises:
-        UsageError: a setting differs from the study's.
-    """
-    stored = {
-        "gpu-mem": study.gpu_mem_bytes,
-        "space": study.space.name,
-        "sampler": study.sampler,
-        "seed": study.seed,
-        "num-gpus": len(study.hardware.devices),
-        "device": study.hardware.device,
-        "card": study.hardware.devices[0].name,
-        "engine": study.engine,
-        "global-batch-size": study.space.global_batch_size,
-        "model": study.space.model,
-        "from": study.source_path,
-        "objective": study.space.objective,
-        "gpu-hour-price": study.space.gpu_hour_price,
-        "samples-per-epoch": study.space.samples_per_epoch,
-        "max-truncated-share": study.space.quality.max_truncated_share,
-        "min-cutoff-len": study.space.quality.min_cutoff_len,
-        "allow-freezing": study.space.quality.allow_freezing,
-        "allow-precision": study.space.quality.precision,
-    }
-    for name, value in given.items():
-        if name == "space" and value not in {None, study.space.name}:
-            _check_same_space(SearchSpace.load(str(value)), study)
-        elif value is not None and value != stored[name]:
-            raise UsageError(
-                f"study {study.name} was started with --{name} {_shown(stored[name])}, not {_shown(value)}; start another with"
-                " --study NAME"
-            )
-    hardware = study.hardware
-    if study.hardware.device != "none":
-        hardware = gpus.detect(study.hardware.device, len(study.hardware.devices))
-    if [device.name for device in hardware.devices] != [device.name for device in study.hardware.devices]:
-        raise UsageError(
-            f"study {study.name} was measured on {study.hardware.devices[0].name}, this is {hardware.devices[0].name}"
-        )
-    legal = enumerate_space(study.space, study.model, len(study.hardware.devices), study.floor)
-    study = study.model_copy(update={"hardware": hardware})
-    if study.floor is None:
-        return Plan(study, legal)
-    environment = probe(study.python)
-    source = (study.source_path, study.source_yaml) if study.source_path and study.source_yaml else None
-    data, why_not = read_data(study.space, study.model, environment, source, progress)
-    return Plan(study, legal, (why_not,) if why_not else (), _batches(study, data, environment), data)
-
-
-def _check_same_space(space: SearchSpace, study: StudyRecord) -> None:
-    """Whether a space's file still says what the study began with; flags may have changed the rest of it.
-
-    Raises:
-        UsageError: it is another space, or its file has changed.
-    """
-    if space.name != study.space.name:
-        raise UsageError(
-            f"study {study.name} was started with --space {study.space.name}, not {space.name}; start another with --study NAME"
-        )
-    parts = ("knobs", "fixed", "conditions", "measure")
-    if changed := [part for part in parts if getattr(space, part) != getattr(study.space, part)]:
-        raise UsageError(
-            f"space {space.name} has changed since study {study.name} began ({', '.join(changed)}); start another with --study"
-            " NAME"
-        )
-
-
-def _shown(value: object) -> object:
-    if isinstance(value, tuple):
-        return ",".join(value) or "nothing"
-    return value.label if isinstance(value, ModelRef) else value
+        predictor.warm_up()
 
 
 def _start(request: SearchRequest) -> Start:

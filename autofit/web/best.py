@@ -4,11 +4,6 @@ from typing import Any
 
 from autofit.store.reader import Reader
 
-# Everything that `training_changes` and `quality.at_least` look at, as columns: trials that agree in these train alike.
-TRAINING = (
-    "cutoff_len, images_per_sample, image_max_pixels, method, lora_rank, lora_target, freeze_vision_tower,"
-    " freeze_multi_modal_projector, freeze_language_model, precision, pure_bf16, optimizer"
-)
 _BEST = """
     SELECT s.name AS study, t.trial_number, t.samples_per_second, t.tokens_per_second, t.step_time_seconds, t.peak_device_bytes,
         t.margin_bytes

@@ -15,12 +15,16 @@ from autofit.store.rows import study_record, trial_record
 from autofit.tuning.compromise import RUNNING, Compromise, compromise_table
 from autofit.tuning.figures import Figures, figures
 from autofit.tuning.front import pareto_front
-from autofit.web.best import TRAINING
 from autofit.web.questions import study as study_view
 
 CLOUD = 1000
 """Points that a picture shows beside the front; of more, every n-th."""
 
+# Everything that `training_changes` and `quality.at_least` look at, as columns: trials that agree in these train alike.
+_TRAINING = (
+    "cutoff_len, images_per_sample, image_max_pixels, method, lora_rank, lora_target, freeze_vision_tower,"
+    " freeze_multi_modal_projector, freeze_language_model, precision, pure_bf16, optimizer"
+)
 _RUNNING = ", ".join(RUNNING)
 # The trials of which `figures.of_trial` has figures. A trial that was only predicted is PREDICTED exactly when it fits, and
 # within one training its samples a second rank like any other speed.
@@ -29,7 +33,7 @@ _KNOWN = f"""
         CASE WHEN t.outcome = 'COMPLETED' AND t.margin_bytes >= 0 THEN t.objective_value
             WHEN t.outcome = 'PREDICTED' THEN t.predicted_samples_per_second END AS rate,
         CASE WHEN t.outcome IN ('PREDICTED', 'SKIPPED') THEN t.predicted_peak_bytes ELSE t.peak_device_bytes END AS peak,
-        {TRAINING}, {_RUNNING}
+        {_TRAINING}, {_RUNNING}
     FROM trials t JOIN studies s ON s.id = t.study_id
     WHERE s.name = ? AND t.purpose = 'search' AND (t.outcome IN ('COMPLETED', 'OOM', 'HOST_OOM', 'GROWTH', 'THRASH')
         OR t.outcome IN ('PREDICTED', 'SKIPPED') AND t.predicted_peak_bytes IS NOT NULL)
@@ -38,7 +42,7 @@ _KNOWN = f"""
 _CANDIDATES = f"""
     WITH known AS ({_KNOWN}), ranked AS (
         SELECT id, row_number() OVER (
-            PARTITION BY told, {TRAINING}, {_RUNNING}
+            PARTITION BY told, {_TRAINING}, {_RUNNING}
             ORDER BY rate IS NULL, rate DESC, CASE WHEN rate IS NULL THEN peak IS NULL END,
                 CASE WHEN rate IS NULL THEN peak END, trial_number
         ) AS place FROM known
@@ -47,11 +51,11 @@ _CANDIDATES = f"""
 # Of each training: those that fit and than which none is both faster and smaller. Equal ones are one point with all their ids.
 _FRONTS = f"""
     WITH known AS ({_KNOWN}), points AS (
-        SELECT group_concat(id) AS ids, told, rate, peak, {TRAINING} FROM known WHERE rate IS NOT NULL
-        GROUP BY told, {TRAINING}, rate, peak
+        SELECT group_concat(id) AS ids, told, rate, peak, {_TRAINING} FROM known WHERE rate IS NOT NULL
+        GROUP BY told, {_TRAINING}, rate, peak
     ), compared AS (
         SELECT ids, peak, min(peak) OVER (
-            PARTITION BY told, {TRAINING} ORDER BY rate DESC, peak ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+            PARTITION BY told, {_TRAINING} ORDER BY rate DESC, peak ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
         ) AS least_of_faster FROM points
     ) SELECT ids FROM compared WHERE least_of_faster IS NULL OR peak < least_of_faster
 """  # noqa: S608

@@ -78,9 +78,11 @@ def rest(pids: Sequence[int], seconds: float) -> None:
     """Waits until one of these children has ended, at most so long."""
     ends: list[int] = []
     try:
+        ended = select.poll()
         for pid in pids:
             ends.append(os.pidfd_open(pid))
-        select.select(ends, [], [], seconds)
+            ended.register(ends[-1], select.POLLIN)
+        ended.poll(1000 * seconds)
     except (OSError, AttributeError):  # an older kernel, or another system
         time.sleep(seconds)
     finally:

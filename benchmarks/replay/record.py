@@ -24,6 +24,7 @@ from autofit.errors import AutofitError
 from autofit.search.history import at_least_bytes
 from autofit.store.store import Store
 from autofit.tuning.foresight import Foresight
+from autofit.tuning.replan import replan
 from benchmarks import ruler
 from benchmarks.replay.table import Header, Row, differing, load, save, shrink
 
@@ -50,7 +51,7 @@ def main() -> None:
         study = store.study(options.space)
         trials = store.trials(study.name, purpose="search")
     output = options.output or TABLES / f"{study.space.name}.jsonl"
-    foresight = Foresight.of(study, print)
+    foresight = Foresight.of(replan(study, {}), print)
     header, rows = table_of(study, trials, lambda points: foresight.survey(points) if foresight else {})
     save(output, header.model_copy(update={"budget_bytes": budget_for(rows, options.share)}), rows)
     table = load(output)

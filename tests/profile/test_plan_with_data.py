@@ -9,7 +9,8 @@ from test_batches import with_images
 from autofit.tuning import plan as plan_module
 from autofit.tuning.data import StudyData
 from autofit.tuning.engine import Choice
-from autofit.tuning.plan import Plan, SearchRequest, plan_study, replan
+from autofit.tuning.plan import Plan, SearchRequest, plan_study
+from autofit.tuning.replan import replan
 
 SPACE = """\
 name: t

@@ -17,7 +17,8 @@ from autofit.errors import AutofitError, Interrupted, StoreError, UsageError
 from autofit.launch.local import Heartbeat, Limits
 from autofit.store.store import Store
 from autofit.tuning.driver import SearchReport, StopRule, run_search
-from autofit.tuning.plan import Plan, SearchRequest, plan_study, replan, stored_study
+from autofit.tuning.plan import Plan, SearchRequest, plan_study
+from autofit.tuning.replan import replan, stored_study
 
 MIB = 1024**2
 QUICK = Limits(trial=20.0, load=10.0, hang=1.0, term_grace=0.3)

@@ -10,6 +10,7 @@ from test_survey import MadeUp
 
 from autofit.config.model import Model
 from autofit.config.trial import TrialSpec
+from autofit.errors import Interrupted
 from autofit.predict.calibrate import Calibration
 from autofit.predict.devices import device_model
 from autofit.predict.many import Answers
@@ -100,6 +101,24 @@ def test_what_trials_have_taught_is_left_out_of_what_is_predicted_for_the_sample
     assert len(predictor.surveyed) >= 2, "other trainings were not asked about after the search"
     assert all(known == ({}, Constants()) for known in predictor.surveyed)
     assert predictor.constants != Constants(), "nothing was learnt that could have been left out"
+
+
+def test_a_stop_while_other_trainings_are_predicted_does_not_finish_the_study(
+    searched: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Where a limit ends the search they are predicted last, which may take a while."""
+
+    class Stopped(Corrected):
+        def all_of(self, specs: Sequence[TrialSpec], model: Model, gpu_mem_bytes: int | None) -> Answers:
+            if self.surveyed:
+                raise KeyboardInterrupt
+            return super().all_of(specs, model, gpu_mem_bytes)
+
+    with pytest.raises(Interrupted, match="--resume"):
+        searched(Stopped(scale=0.05), trials=2)
+    with Store.open(f"sqlite:///{tmp_path}/autofit.db") as store:
+        study = store.study("s")
+        assert (study.status, study.winner_trial_number, len(store.trials("s"))) == ("INTERRUPTED", None, 2)
 
 
 def test_trials_of_other_versions_teach_nothing(searched: Callable[..., Any]) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from autofit.predict.predictor import Predictor
-from autofit.predict.tracers import Tracers
 from autofit.tuning.plan import SearchRequest, plan_study
 
 
@@ -21,8 +20,8 @@ from autofit.tuning.plan import SearchRequest, plan_study
 def test_tracers_import_ahead_only_where_something_is_to_be_traced(
     stub_python: str, monkeypatch: pytest.MonkeyPatch, sampler: str, device: str, known: bool, started: bool
 ) -> None:
-    warmed: list[Tracers] = []
-    monkeypatch.setattr(Tracers, "warm_up", lambda self: warmed.append(self))  # noqa: PLW0108 - a method
+    warmed: list[Predictor] = []
+    monkeypatch.setattr(Predictor, "warm_up", lambda self: warmed.append(self))  # noqa: PLW0108 - a method
     monkeypatch.setattr(Predictor, "kept", lambda self, spec, model: known)
     request = SearchRequest(
         gpu_mem_bytes=2**31,
@@ -33,5 +32,5 @@ def test_tracers_import_ahead_only_where_something_is_to_be_traced(
         sampler=sampler,
     )
     plan = plan_study(request)
-    assert warmed == ([plan.tracers] if started else [])
-    assert plan.tracers is not None and Path(plan.tracers.python) == Path(stub_python)
+    assert warmed == ([plan.predictor] if started else [])
+    assert plan.predictor is not None and Path(plan.predictor.python) == Path(stub_python)

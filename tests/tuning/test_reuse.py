@@ -10,7 +10,8 @@ from autofit.config.record import TrialRecord
 from autofit.launch.local import Heartbeat, Limits
 from autofit.store.store import Store
 from autofit.tuning.driver import SearchReport, StopRule, run_search
-from autofit.tuning.plan import SearchRequest, plan_study, replan
+from autofit.tuning.plan import SearchRequest, plan_study
+from autofit.tuning.replan import replan
 from autofit.tuning.reuse import earlier_trials, own_trials, same_things
 from autofit.tuning.winner import within_budget
 

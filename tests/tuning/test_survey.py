@@ -13,7 +13,8 @@ from autofit.config.trial import TrialSpec
 from autofit.errors import AutofitError, UsageError
 from autofit.predict.many import Answers, Forecaster
 from autofit.store.store import Store
-from autofit.tuning.plan import Plan, SearchRequest, plan_study, replan
+from autofit.tuning.plan import Plan, SearchRequest, plan_study
+from autofit.tuning.replan import replan
 from autofit.tuning.survey import run_survey
 
 GIB = 1024**3

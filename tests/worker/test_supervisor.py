@@ -15,6 +15,7 @@ from worker_orders import read_result, write_spec
 
 from autofit.worker.files import read_json
 from autofit.worker.heartbeat import heartbeat_path
+from autofit.worker.processes import rest
 from autofit.worker.report import read_report
 from autofit.worker.supervisor import DRIVER_PID
 
@@ -222,3 +223,18 @@ def test_full_disk_leaves_no_half_result(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(path, {"x": object()})
     assert path.read_text() == "{}"
+
+
+def test_a_wait_ends_with_the_first_child_that_does() -> None:
+    with subprocess.Popen(["sleep", "0.2"]) as short, subprocess.Popen(["sleep", "600"]) as long:
+        began = time.monotonic()
+        rest([long.pid, short.pid], 30)
+        assert time.monotonic() - began < 15, "it slept as long as it may"
+        long.kill()
+
+
+def test_a_wait_without_the_kernels_help_is_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    began = time.monotonic()
+    rest([os.getpid()], 0.1)
+    assert time.monotonic() - began >= 0.1, "whoever waits in a loop would keep a core busy"
